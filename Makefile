@@ -1,0 +1,59 @@
+# Needs Python 3.11 or newer, make and git; everything else is installed into .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := .venv.stamp
+# The first Python that runs, is new enough and can make virtual environments.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then echo $$python; break; fi; done)
+SPIKY := sample_runs/spiky
+STEADY := sample_runs/steady
+
+.PHONY: help install report test test-slow lint format sample-runs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+install: $(STAMP)  ## make .venv with this package and its development tools, once
+
+# Done again only when a requirement changes.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer with venv was found; set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+report: install  ## profile the two sample runs, report each, and compare them
+	$(BIN)/hnf report $(SPIKY)
+	$(BIN)/hnf report $(STEADY)
+	$(BIN)/hnf diff $(SPIKY) $(STEADY)
+	@echo
+	@echo "Open in a browser:"
+	@ls -1 reports/spiky/index.html reports/steady/index.html reports/spiky-vs-steady/index.html
+
+# Two workers with one thread each: torch would otherwise start as many threads as there are cores in each.
+test: install  ## run the tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
+
+test-slow: install  ## run the tests that take minutes
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sample-runs: install  ## train the two sample runs again
+	$(BIN)/python -m sample_runs.make
+
+clean:  ## remove .venv, caches and reports (the committed study stays)
+	rm -rf $(VENV) $(STAMP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme.png ! -name study -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Detection: loss spikes, change-points, growth, alarms, regimes, pathologies. Never torch."""

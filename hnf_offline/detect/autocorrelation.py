@@ -1,0 +1,96 @@
+"""What chance does in an autocorrelated series without change: the null of CUSUM and PELT.
+
+Each detector takes out the correlation it estimates; what the estimate leaves is calibrated on AR(1) draws
+that go through the whole detector, and the strictest threshold over all correlations up to `WORST` is used.
+A block bootstrap of ten to sixty checkpoints cannot do this: it breaks the correlation at every joint, and
+cannot show a wander longer than its blocks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import lfilter
+
+from hnf_offline.detect.trailing import Floats
+
+#: Correlations of the draws; the stated rate holds up to the last of them.
+NULLS = (0.0, 0.5, 0.8)
+WORST = NULLS[-1]
+#: Draws for each of them.
+PATHS = 2000
+
+
+def to_scale(values: Floats) -> Floats:
+    """Take logarithms where all values are positive, and leave them alone elsewhere.
+
+    Returns:
+        The transformed values.
+    """
+    return np.asarray(np.log(values)) if values.size and values.min() > 0 else values
+
+
+def ar1_paths(phi: float, length: int, paths: int, seed: int) -> Floats:
+    """Draw stationary AR(1) paths with unit variance: x_t = phi x_{t-1} + sqrt(1 - phi^2) e_t.
+
+    The draws of the first steps do not depend on `length`.
+
+    Returns:
+        An array (paths, length).
+    """
+    noise = np.random.default_rng(seed).standard_normal((length, paths)).T
+    drive = noise * np.sqrt(1 - phi * phi)
+    drive[:, 0] = noise[:, 0]
+    return np.asarray(lfilter([1.0], [1.0, -phi], drive, axis=1))
+
+
+def lag_one(values: Floats) -> Floats:
+    """Lag-one autocorrelation of each row about its mean, over (..., length).
+
+    Returns:
+        One value a row, 0 for a constant row.
+    """
+    centred = values - values.mean(axis=-1, keepdims=True)
+    power = np.sum(centred * centred, axis=-1)
+    product = np.sum(centred[..., 1:] * centred[..., :-1], axis=-1)
+    return np.asarray(np.where(power > 0, product / np.where(power > 0, power, 1.0), 0.0))
+
+
+def split_gains(values: Floats) -> Floats:
+    """By how much each single split lowers the squared error: k (n-k) / n (mean left - mean right)^2.
+
+    Returns:
+        (..., length - 1) gains, for splits after 1, 2, ... rows.
+    """
+    length = values.shape[-1]
+    count = np.arange(1, length)
+    sums = np.cumsum(values - values.mean(axis=-1, keepdims=True), axis=-1)[..., :-1]
+    return np.asarray(sums * sums * length / (count * (length - count)))
+
+
+def without_split(values: Floats) -> Floats:
+    """Each row minus the means of its two sides at its best single split: residuals free of one shift.
+
+    Returns:
+        Residuals of the same shape.
+    """
+    best = np.argmax(split_gains(values), axis=-1)[..., None] + 1
+    length = values.shape[-1]
+    sums = np.cumsum(values, axis=-1)
+    at_best = np.take_along_axis(sums, best - 1, axis=-1)
+    right_mean = (sums[..., -1:] - at_best) / (length - best)
+    return np.asarray(values - np.where(np.arange(length) < best, at_best / best, right_mean))
+
+
+def long_run_variance(values: Floats) -> Floats:
+    """Variance that counts for a mean: residual variance (1 + phi) / (1 - phi), free of a few shifts.
+
+    The best split is taken out three times (twice below 48 rows), so that shifts do not pass for correlation.
+
+    Returns:
+        One value a row.
+    """
+    residual = values
+    for _ in range(2 if values.shape[-1] < 48 else 3):
+        residual = without_split(residual)
+    phi = np.clip(lag_one(residual), 0.0, 0.97)
+    return np.asarray(np.mean(residual * residual, axis=-1) * (1 + phi) / (1 - phi))

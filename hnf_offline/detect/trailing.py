@@ -1,0 +1,113 @@
+"""Causal rolling statistics: the value at t is made of the rows before t, never of t or later ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+
+#: A standard normal has its median absolute deviation at 1 / 1.4826.
+SIGMA_PER_MAD = 1.4826
+#: Windows are gathered this many rows at a time, so that memory stays below about 100 MB.
+CHUNK = 100_000
+
+
+def trailing_median(values: Floats, window: int, minimum: int = 1) -> Floats:
+    """Median of the `window` rows before each row.
+
+    Returns:
+        One value a row, NaN where fewer than `minimum` rows came before.
+    """
+    rolling = pl.Series(values).rolling_median(window, min_samples=minimum)
+    return _before(rolling)
+
+
+def trailing_minimum(values: Floats, window: int, minimum: int = 1) -> Floats:
+    """Smallest of the `window` rows before each row.
+
+    Returns:
+        One value a row, NaN where fewer than `minimum` rows came before.
+    """
+    return _before(pl.Series(values).rolling_min(window, min_samples=minimum))
+
+
+def trailing_mean(values: Floats, window: int, minimum: int = 1) -> Floats:
+    """Mean of the `window` rows before each row.
+
+    Returns:
+        One value a row, NaN where fewer than `minimum` rows came before.
+    """
+    return _before(pl.Series(values).rolling_mean(window, min_samples=minimum))
+
+
+def trailing_deviation(values: Floats, window: int, minimum: int = 2) -> Floats:
+    """Sample standard deviation of the `window` rows before each row.
+
+    Returns:
+        One value a row, NaN where fewer than `minimum` rows came before.
+    """
+    return _before(pl.Series(values).rolling_std(window, min_samples=minimum))
+
+
+def exponential_moments(values: Floats, decay: float) -> tuple[Floats, Floats]:
+    """Exponentially weighted mean and standard deviation of the rows before each row.
+
+    Returns:
+        Mean and standard deviation, NaN at the first row.
+    """
+    series = pl.Series(values)
+    mean = series.ewm_mean(alpha=1 - decay, adjust=True)
+    deviation = series.ewm_std(alpha=1 - decay, adjust=True)
+    return _before(mean), _before(deviation)
+
+
+def median_and_sigma(
+    values: Floats, rows: Rows, window: int, masked: Flags | None = None
+) -> tuple[Floats, Floats]:
+    """Median and robust standard deviation (1.4826 MAD) of the window before some rows.
+
+    The deviation is taken from the median of the same window, so that a slowly falling loss does not
+    count its own lag as noise. Rows in `masked` are left out of every window.
+
+    Returns:
+        Median and sigma, one a requested row; NaN where the window is empty.
+    """
+    centre = np.full(rows.size, np.nan)
+    sigma = np.full(rows.size, np.nan)
+    usable = values if masked is None else np.where(masked, np.nan, values)
+    padded = np.concatenate([np.full(window, np.nan), usable])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, window)
+    for start in range(0, rows.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        block = windows[rows[part]]
+        centre[part] = sorted_median(block)
+        sigma[part] = SIGMA_PER_MAD * sorted_median(np.abs(block - centre[part][:, None]))
+    return centre, sigma
+
+
+def sorted_median(block: Floats) -> Floats:
+    """Median of each row without its NaN (sorting puts them last, which is faster than nanmedian).
+
+    Returns:
+        One median a row, NaN for rows without numbers.
+    """
+    ordered = np.sort(block, axis=1)
+    count = np.sum(~np.isnan(ordered), axis=1)
+    lower = np.maximum((count - 1) // 2, 0)
+    upper = np.minimum(count // 2, block.shape[1] - 1)
+    index = np.arange(len(block))
+    median = 0.5 * (ordered[index, lower] + ordered[index, upper])
+    return np.where(count > 0, median, np.nan)
+
+
+def _before(rolling: pl.Series) -> Floats:
+    """Shift by one row, so that row t knows only rows before t.
+
+    Returns:
+        The shifted values with NaN for null.
+    """
+    return rolling.shift(1).cast(pl.Float64).fill_null(float("nan")).to_numpy()

@@ -1,0 +1,52 @@
+"""The few exceptions a user sees: each names the file, the reason and the remedy in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend; the command line prints it as one line and exits with 2.
+
+    Attributes:
+        reason: what is wrong, without a full stop.
+        path: the file or folder it is about, where there is one.
+        remedy: what to do about it, without a full stop.
+    """
+
+    def __init__(self, reason: str, *, path: Path | str | None = None, remedy: str | None = None) -> None:
+        self.reason = reason
+        self.path = None if path is None else Path(path)
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = "" if self.path is None else f"{self.path}: "
+        then = "" if self.remedy is None else f"; {self.remedy}"
+        return f"{where}{self.reason}{then}"
+
+
+class InputError(UserError):
+    """A file that cannot be read or understood."""
+
+
+class UnsafeFileError(InputError):
+    """A file that could only be read by running code from it; it is refused, never unpickled."""
+
+
+class AmbiguousOptimizerError(InputError):
+    """Optimizer state that cannot be assigned to parameters without guessing."""
+
+
+class UsageError(UserError):
+    """Options or settings that contradict each other or name nothing."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is needed; the remedy names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}",
+            remedy=f"install it with: pip install 'hnf_offline[{extra}]'",
+        )

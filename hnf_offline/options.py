@@ -1,0 +1,158 @@
+"""The options that verbs share, and what they mean to the library."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hnf_offline.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from hnf_offline.profile.settings import ProfileSettings
+
+
+class TierName(StrEnum):
+    """How much to measure, in order of cost; each tier contains the ones before it."""
+
+    forward = "forward"
+    gradient = "gradient"
+    curvature = "curvature"
+
+
+class DeviceName(StrEnum):
+    """Where to compute; auto takes a GPU where there is one."""
+
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+class PrecisionName(StrEnum):
+    """Precision of the products."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class RuleName(StrEnum):
+    """Definitions of a loss spike: ours, and published ones."""
+
+    robust = "robust"
+    olmo = "olmo"
+    olmo_core = "olmo-core"
+    stable_adamw = "stable-adamw"
+    mosaic = "mosaic"
+    adagc = "adagc"
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: checkpoints, log, batches.")]
+LogPath = Annotated[Path, typer.Argument(metavar="LOG|RUN", help="A training log, or the folder of a run.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Folder for the results [default: below reports/]."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files (kept).")]
+Tier = Annotated[TierName, typer.Option("--tier", envvar="HNF_TIER", help="How much to measure.")]
+Steps = Annotated[
+    str | None,
+    typer.Option("--steps", metavar="A:B", help="Only checkpoints from step A to B; either may be left out."),
+]
+Every = Annotated[int, typer.Option("--every", metavar="N", min=1, help="Only every N-th checkpoint.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", metavar="GLOB", help="Layers to give a curvature of their own: '*.layers.[0-3].*'."
+    ),
+]
+Device = Annotated[DeviceName, typer.Option("--device", envvar="HNF_DEVICE", help="Where to compute.")]
+Precision = Annotated[
+    PrecisionName, typer.Option("--dtype", envvar="HNF_DTYPE", help="Precision of the products.")
+]
+Rows = Annotated[
+    int | None,
+    typer.Option("--rows", metavar="N", min=1, help="Sequences to replay [default: about 4096 tokens]."),
+]
+Replay = Annotated[
+    Path | None,
+    typer.Option("--replay", metavar="FILE", help="Replay exactly these rows (.safetensors, .npz)."),
+]
+Manifest = Annotated[
+    Path | None,
+    typer.Option("--manifest", metavar="FILE", help="Use this run.toml instead of the run's own."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="PKG.MOD:FN", help="Function that builds the model; it is imported and called."
+    ),
+]
+Rule = Annotated[RuleName, typer.Option("--rule", help="Definition of a loss spike.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the result is.")]
+Silent = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+ShowPlan = Annotated[
+    bool, typer.Option("--plan", help="Print what it would cost; compute and write nothing.")
+]
+Map = Annotated[bool, typer.Option("--map", help="Also draw the layer by step map on the terminal.")]
+
+
+def profile_settings(
+    tier: TierName,
+    steps: str | None,
+    every: int,
+    layers: str | None,
+    device: DeviceName,
+    dtype: PrecisionName,
+    rows: int | None,
+    replay: Path | None,
+) -> ProfileSettings:
+    """Turn options into the settings of a profile.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: if the replay file does not exist.
+    """
+    from hnf_offline.profile.settings import ProfileSettings
+
+    first, last = step_range(steps)
+    if replay is not None and not replay.is_file():
+        raise InputError(
+            "no such file", path=replay, remedy="--replay takes a .safetensors or .npz of tokens"
+        )
+    return ProfileSettings(
+        tier=tier.value,
+        first_step=first,
+        last_step=last,
+        every=every,
+        layers=layers,
+        device=device.value,
+        dtype=dtype.value,
+        rows=rows,
+        replay=replay,
+    )
+
+
+def step_range(steps: str | None) -> tuple[int | None, int | None]:
+    """Read "100:200", "100:" or ":200".
+
+    Returns:
+        First and last step, None where left out.
+
+    Raises:
+        UsageError: if it is not a range, or ends before it begins.
+    """
+    if steps is None:
+        return None, None
+    parts = steps.split(":")
+    if len(parts) != 2 or not all(part == "" or (part.isascii() and part.isdecimal()) for part in parts):
+        raise UsageError(f"--steps {steps} is not a range", remedy="write it as 100:200, 100: or :200")
+    first, last = (int(part) if part else None for part in parts)
+    if first is not None and last is not None and first > last:
+        raise UsageError(f"--steps {steps} ends before it begins", remedy=f"write it as {last}:{first}")
+    return first, last

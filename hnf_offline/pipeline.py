@@ -1,0 +1,319 @@
+"""The way from a run directory to its findings, and where results may be written. Shared by the verbs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hnf_offline.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from hnf_offline.findings import Findings
+    from hnf_offline.profile.settings import ProfileSettings, Progress
+    from hnf_offline.run.records import Run
+
+#: Everything the verbs write into an output folder.
+WRITTEN = frozenset({
+    "index.html",
+    "figures",
+    "profile",
+    "profile.parquet",
+    "findings.json",
+    "diff.json",
+    "a",
+    "b",
+})
+
+
+class InterruptedRunError(Exception):
+    """The user stopped a profile; what was finished is kept.
+
+    Attributes:
+        done: checkpoints finished.
+        total: checkpoints asked for.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        self.done = done
+        self.total = total
+        super().__init__(f"stopped at {done}/{total}, kept; run again to go on")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A run and its profile.
+
+    Attributes:
+        run: the run; what could not be profiled is among its `skipped`.
+        table: the long table, empty where the run has no checkpoints.
+        device: where it was measured, "" where nothing was.
+        parameters: parameters of the model, None where it is not known.
+    """
+
+    run: Run
+    table: pl.DataFrame
+    device: str = ""
+    parameters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """A run, its profile, and what was found in them."""
+
+    run: Run
+    profile: pl.DataFrame
+    findings: Findings
+
+    @property
+    def log(self) -> pl.DataFrame | None:
+        """Rows of the training log, None where the run has none."""
+        return None if self.run.log is None else self.run.log.rows
+
+
+def output_folder(out: Path | None, runs: tuple[Run, ...], *, force: bool = False) -> tuple[Path, str]:
+    """Choose the folder for results and make sure nothing of the user's can be lost there. Creates nothing.
+
+    Args:
+        out: the folder asked for; None for `reports/<name>`, or `reports/<A>-vs-<B>` for two runs.
+        runs: the runs that are read.
+        force: write into a folder that holds files of other origin (they are left alone).
+
+    Returns:
+        The folder, and a remark worth telling ("" for none).
+
+    Raises:
+        UsageError: if the folder lies inside a run, is a file, or holds files not made by this program.
+        InputError: if it cannot be read.
+    """
+    folder = out if out is not None else Path("reports") / "-vs-".join(run.name for run in runs)
+    resolved = folder.resolve()
+    for run in runs:
+        room = run.path.resolve()
+        if room.is_dir() and (resolved == room or room in resolved.parents):
+            raise UsageError(
+                "results are never written inside a run",
+                path=folder,
+                remedy="choose another folder with --out",
+            )
+    if not folder.exists():
+        return folder, ""
+    if not folder.is_dir():
+        raise UsageError("is a file, not a folder", path=folder, remedy="choose another folder with --out")
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=folder, remedy="choose --out") from error
+    foreign = sorted(names - WRITTEN)
+    ours = names & {"findings.json", "diff.json", "profile", "profile.parquet"}
+    if not foreign and "index.html" in names and not ours:
+        foreign = ["index.html"]
+    if foreign and not force:
+        raise UsageError(
+            f"holds files this program did not write ({foreign[0]}{', ...' if len(foreign) > 1 else ''})",
+            path=folder,
+            remedy="choose another folder with --out, or --force to write beside them",
+        )
+    return folder, _other_run(folder, runs)
+
+
+def _other_run(folder: Path, runs: tuple[Run, ...]) -> str:
+    """Notice a report of another run in the folder.
+
+    Returns:
+        A remark, "" where there is none to make.
+    """
+    if len(runs) != 1:
+        return ""
+    try:
+        held = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["run"]["path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not isinstance(held, str) or Path(held).resolve() == runs[0].path.resolve():
+        return ""
+    return f"{folder}: held the report of another run ({held}); it is replaced"
+
+
+def analyse(
+    run: Run,
+    settings: ProfileSettings,
+    out: Path,
+    *,
+    rule: str,
+    command: str = "",
+    model: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Analysis:
+    """Profile a run and find what went wrong in it.
+
+    Args:
+        run: the run as found on disk.
+        settings: what to measure.
+        out: folder for the profile.
+        rule: name of the spike rule.
+        command: what the user typed, for the record.
+        model: `package.module:function` that builds the model, None where the run says.
+        on_progress: called after every checkpoint.
+
+    Returns:
+        The run, its profile and the findings.
+    """
+    from hnf_offline.relate.find import find
+
+    began = time.monotonic()
+    measured = measure(run, settings, out, model=model, on_progress=on_progress)
+    findings = find(measured.run, measured.table, rule=rule, made={"parameters": measured.parameters})
+    made = {**findings.made, **made_by(command, measured.device, time.monotonic() - began, rule)}
+    return Analysis(measured.run, measured.table, replace(findings, made=made))
+
+
+def measure(
+    run: Run,
+    settings: ProfileSettings,
+    out: Path,
+    *,
+    model: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Measured:
+    """Profile a run, or give an empty table where it has no checkpoints.
+
+    Returns:
+        The run, its long table, and where it was measured.
+
+    Raises:
+        InputError: if the run has neither checkpoints nor a log.
+        UsageError: if no checkpoint lies in the steps asked for.
+        InterruptedRunError: if the user stopped it; finished checkpoints are kept.
+    """
+    from hnf_offline.run.records import Skipped
+    from hnf_offline.table import table
+
+    if not run.checkpoints:
+        if run.log is None:
+            raise InputError(
+                "holds neither checkpoints nor a training log that can be read",
+                path=run.path,
+                remedy="see the layouts in README.md, or describe the run with --manifest FILE",
+            )
+        return Measured(run, table())
+    from hnf_offline.profile import profile_run
+
+    last: list[Progress] = []
+
+    def remember(progress: Progress) -> None:
+        last[:] = [progress]
+        if on_progress is not None:
+            on_progress(progress)
+
+    try:
+        profile = profile_run(run, settings, out, model_factory=model, on_progress=remember)
+    except KeyboardInterrupt as stop:
+        done, total = (last[0].done, last[0].total) if last else (0, len(run.checkpoints))
+        raise InterruptedRunError(done, total) from stop
+    if not profile.table.height:
+        raise UsageError(
+            "no checkpoint lies in the steps asked for", path=run.path, remedy="widen --steps A:B"
+        )
+    passed_over = tuple(Skipped(path, reason, remedy) for path, reason, remedy in profile.skipped)
+    return Measured(
+        replace(run, skipped=run.skipped + passed_over), profile.table, profile.device, profile.parameters
+    )
+
+
+def plans(
+    runs: tuple[Run, ...], settings: ProfileSettings, folders: tuple[Path, ...], *, model: str | None = None
+) -> list[dict[str, Any]]:
+    """Say what profiling some runs would cost. Computes and writes nothing.
+
+    Returns:
+        Per run: name, path, output folder, and the fields of `Plan`.
+    """
+    told = []
+    for run, folder in zip(runs, folders, strict=True):
+        one: dict[str, Any] = {
+            "run": run.name,
+            "path": str(relative(run.path)),
+            "out": str(relative(folder)),
+        }
+        if run.checkpoints:
+            from hnf_offline.profile import plan
+
+            one |= asdict(plan(run, settings, folder, model_factory=model))
+        else:
+            one |= {"checkpoints": 0, "missing": [f"{gone.what}: {gone.cost}" for gone in run.missing]}
+        told.append(one)
+    return told
+
+
+def borrow_shards(run: Run, room: Path) -> None:
+    """Copy what `hnf report` already measured of a run, so that a comparison does not measure it again.
+
+    Shards name what they measured by content; one that does not fit is measured afresh and replaced.
+    """
+    measured = Path("reports") / run.name / "profile"
+    if not measured.is_dir():
+        return
+    (room / "profile").mkdir(parents=True, exist_ok=True)
+    for shard in sorted(measured.glob("*.parquet")):
+        target = room / "profile" / shard.name
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            shutil.copyfile(shard, partial)
+            partial.replace(target)
+
+
+def relative(path: Path) -> Path:
+    """Spell a path relative to the current folder where it lies below it.
+
+    Returns:
+        The shorter path.
+    """
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def open_input(path: Path, manifest: Path | None = None) -> Run:
+    """Find out what a run directory, a checkpoint or a log file holds.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: if there is nothing at that path.
+    """
+    from hnf_offline.run import open_run
+
+    if not path.exists():
+        raise InputError("no such file or folder", path=path, remedy="name the folder of a run or a log file")
+    return open_run(path, manifest)
+
+
+def made_by(command: str, device: str, seconds: float, rule: str) -> dict[str, Any]:
+    """Say what made a result: the only part that differs between two identical runs.
+
+    Returns:
+        Command, versions, device, time and seconds.
+    """
+    import platform
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    names = ("hnf_offline", "torch", "polars", "numpy", "scipy", "ruptures")
+    return {
+        "command": command,
+        "spike_rule": rule,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "device": device,
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+    }

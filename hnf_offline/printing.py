@@ -1,0 +1,137 @@
+"""What the verbs print on stdout: JSON documents, plans and the catalogue."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hnf_offline.errors import UsageError
+from hnf_offline.progress import is_live, printable
+
+#: Fields of a catalogue entry, as `--json` prints them and `explanation` spells them.
+TOLD = ("name", "unit", "tier", "layers", "formula", "description", "reading", "cannot", "reference", "bands")
+
+
+def emit(text: str) -> None:
+    """Print a result; in a pipe, control characters are escaped."""
+    # A live terminal gets the colours of our own views; they clean whatever they took from files.
+    print(text if is_live(sys.stdout) else printable(text))
+
+
+def emit_json(document: Mapping[str, Any]) -> None:
+    """Print one strict JSON document."""
+    print(json.dumps(document, allow_nan=False, ensure_ascii=not _utf(), indent=2, default=str))
+
+
+def terminal() -> dict[str, Any]:
+    """Describe stdout: how wide, and whether colours and marks beyond ASCII can be shown.
+
+    Returns:
+        Keyword arguments of the terminal views.
+    """
+    width = shutil.get_terminal_size((100, 24)).columns
+    return {"width": width, "color": is_live(sys.stdout), "unicode": _utf()}
+
+
+def _utf() -> bool:
+    return (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf")
+
+
+def plan_text(told: Mapping[str, Any]) -> str:
+    """Spell the plan of one run.
+
+    Returns:
+        A few lines.
+    """
+    lines = [f"{told['run']} -> {told['out']}"]
+    if told["checkpoints"]:
+        lines += [
+            f"  {told['checkpoints']} checkpoints, {told['cached']} of them from cache",
+            f"  tier {told['tier']}, {told['layers']} layers with their own curvature, "
+            f"{told['parameters']:,} parameters",
+            f"  {told['rows']} sequences ({told['tokens']:,} tokens) replayed on {told['device']}",
+            f"  about {told['forwards']:,.0f} forward passes a checkpoint, "
+            f"{told['peak_bytes'] / 2**20:,.0f} MiB at the peak",
+        ]
+    else:
+        lines.append("  no checkpoints: the log alone is analysed")
+    return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])
+
+
+def entries(name: str | None, tier: str | None) -> list[dict[str, Any]]:
+    """Select from the catalogue.
+
+    Args:
+        name: one quantity, None for all.
+        tier: one tier, None for all.
+
+    Returns:
+        The entries as JSON values, in catalogue order.
+
+    Raises:
+        UsageError: if there is no quantity of that name in that tier.
+    """
+    import difflib
+
+    from hnf_offline.quantities import catalogue
+
+    known = {key: one for key, one in catalogue().items() if tier is None or one.tier == tier}
+    if name is not None and name not in known:
+        close = difflib.get_close_matches(name, known, 3) or [key for key in known if name in key][:3]
+        remedy = f"did you mean {', '.join(close)}?" if close else "hnf quantities lists them all"
+        where = "" if tier is None else f" in tier {tier}"
+        raise UsageError(f"no quantity is called {name}{where}", remedy=remedy)
+    chosen = known.values() if name is None else [known[name]]
+    return [{field: getattr(one, field) for field in TOLD} for one in chosen]
+
+
+def listing(chosen: Sequence[Mapping[str, Any]], width: int) -> str:
+    """Spell entries of the catalogue as a table.
+
+    Returns:
+        One line an entry: name, tier, unit and what it is.
+    """
+    if not chosen:
+        return "no quantity"
+    columns = [max(len(str(one[field])) for one in chosen) for field in ("name", "tier", "unit")]
+    lines = []
+    for one in chosen:
+        head = "  ".join(
+            str(one[field]).ljust(size) for field, size in zip(("name", "tier", "unit"), columns, strict=True)
+        )
+        lines.append(f"{head}  {textwrap.shorten(one['description'], max(20, width - len(head) - 2))}")
+    return "\n".join(lines)
+
+
+def explanation(one: Mapping[str, Any], width: int) -> str:
+    """Explain one quantity.
+
+    Returns:
+        A paragraph a field.
+    """
+    fields = {
+        "what": one["description"],
+        "formula": one["formula"],
+        "unit": one["unit"],
+        "where": one["layers"],
+        "tier": one["tier"],
+        "read it like this": one["reading"],
+        "it cannot show": one["cannot"],
+        "bands": ", ".join(f"{band:g}" for band in one["bands"]) or "none published",
+        "source": one["reference"],
+    }
+    lines = [one["name"]]
+    for label, text in fields.items():
+        lines += textwrap.wrap(
+            str(text),
+            min(width, 100),
+            initial_indent=f"  {label + ':':<19}",
+            subsequent_indent=" " * 21,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""The rows that are replayed: chosen once, the same at every checkpoint, cut into micro-batches."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnf_offline.run.model.loss import count_predicted
+from hnf_offline.run.records import Batches
+
+#: Tokens replayed where neither the user nor the file says how many rows a step had.
+DEFAULT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some rows that go through the model together.
+
+    Attributes:
+        tokens: [rows, length], int64.
+        labels: [rows, length] or [rows]; None where the labels are the tokens.
+        weight: its share of all predicted positions.
+    """
+
+    tokens: Tensor
+    labels: Tensor | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayBatch:
+    """The rows replayed at every checkpoint.
+
+    Attributes:
+        tokens: [rows, length], int64, on the CPU.
+        labels: [rows, length] or [rows]; None where the labels are the tokens.
+        name: what the table's `batch` column says.
+        digest: content hash of tokens and labels.
+    """
+
+    tokens: Tensor
+    labels: Tensor | None
+    name: str
+    digest: str
+
+    @classmethod
+    def of(cls, tokens: Tensor, labels: Tensor | None, name: str) -> ReplayBatch:
+        """Name and hash some rows.
+
+        Returns:
+            The batch.
+        """
+        digest = hashlib.blake2b(tokens.contiguous().numpy().tobytes(), digest_size=16)
+        if labels is not None:
+            digest.update(labels.contiguous().numpy().tobytes())
+        return cls(tokens, labels, name, digest.hexdigest())
+
+    def cut(self, rows: int, device: torch.device) -> tuple[MicroBatch, ...]:
+        """Cut into micro-batches of at most `rows` rows, on a device.
+
+        Returns:
+            Micro-batches whose weights sum to 1.
+        """
+        pieces = [
+            (
+                self.tokens[start : start + rows],
+                None if self.labels is None else self.labels[start : start + rows],
+            )
+            for start in range(0, len(self.tokens), rows)
+        ]
+        counts = [count_predicted(tokens, labels) for tokens, labels in pieces]
+        total = max(1, sum(counts))
+        return tuple(
+            MicroBatch(tokens.to(device), None if labels is None else labels.to(device), count / total)
+            for (tokens, labels), count in zip(pieces, counts, strict=True)
+            if count
+        )
+
+    def training_batches(self, rows: int) -> tuple[ReplayBatch, ...]:
+        """Split into batches of the size the optimizer saw.
+
+        Returns:
+            The batches; only this one where it is no whole multiple of `rows`.
+        """
+        total = len(self.tokens)
+        if rows < 1 or total % rows or total == rows:
+            return (self,)
+        return tuple(
+            ReplayBatch.of(
+                self.tokens[start : start + rows],
+                None if self.labels is None else self.labels[start : start + rows],
+                f"rows {start}-{start + rows - 1} of {self.name}",
+            )
+            for start in range(0, total, rows)
+        )
+
+
+def choose_rows(batches: Batches, rows: int | None) -> tuple[int, ...]:
+    """Choose which rows to replay: the first ones of the file, two training batches where their size is known.
+
+    The first, because a live monitor has them at every checkpoint; two, so that their difference shows how much
+    a value depends on the batch; of the training batch's size, because curvature falls with the size of the
+    batch and the optimizer feels that of its own.
+
+    Returns:
+        Row numbers in order.
+    """
+    if rows is None:
+        rows = (
+            2 * batches.rows_per_step if batches.rows_per_step else DEFAULT_TOKENS // max(1, batches.length)
+        )
+    return tuple(range(min(batches.rows, max(1, rows))))

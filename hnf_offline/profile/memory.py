@@ -1,0 +1,91 @@
+"""How many rows go through the model at once: measured on one row, held against the memory that is free."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hnf_offline.run.model.loss import evaluate
+
+#: Second-derivative graphs hold about this many times what an ordinary forward pass saves.
+DOUBLE_BACKWARD = 5
+#: Share of the free memory that a profile may take.
+SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How to cut the replayed rows.
+
+    Attributes:
+        rows: rows a micro-batch.
+        keep_graphs: whether the graphs of all micro-batches may be kept.
+        peak_bytes: estimated peak, weights and Lanczos vectors included.
+    """
+
+    rows: int
+    keep_graphs: bool
+    peak_bytes: int
+
+
+def saved_bytes(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> int:
+    """Measure what one forward pass of some rows keeps for its backward pass.
+
+    Returns:
+        Bytes of all saved tensors, parameters excluded, each storage counted once.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), sdpa_kernel(SDPBackend.MATH):
+        outcome = evaluate(module, tokens, labels)
+        total = sum(storages.values())
+        del outcome
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Ask for the memory that is free now.
+
+    Returns:
+        Bytes; 4 GiB where the system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30
+
+
+def plan_memory(
+    row_bytes: int, rows: int, parameter_bytes: int, free: int, *, lanczos_vectors: int = 34
+) -> MemoryPlan:
+    """Decide how many rows go together and whether graphs are kept.
+
+    Args:
+        row_bytes: what one row saves in an ordinary forward pass.
+        rows: rows to replay.
+        parameter_bytes: size of the weights in the replay's dtype.
+        free: bytes that are free.
+        lanczos_vectors: vectors of the model's size that are held at once.
+
+    Returns:
+        The plan; at least one row a micro-batch, whatever the memory.
+    """
+    fixed = parameter_bytes * (4 + lanczos_vectors)
+    room = max(0, int(SHARE * free) - fixed)
+    graph = max(1, row_bytes) * DOUBLE_BACKWARD
+    together = max(1, min(rows, room // graph))
+    keep = graph * rows <= room
+    return MemoryPlan(together, keep, fixed + graph * (rows if keep else together))

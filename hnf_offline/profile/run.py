@@ -1,0 +1,341 @@
+"""Profile a run: checkpoint after checkpoint into the long table, from the cache where nothing changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from hnf_offline.errors import InputError, UserError
+from hnf_offline.profile.measure import Subject, measure
+from hnf_offline.profile.session import (
+    Session,
+    check_settings,
+    choose_device,
+    full_precision,
+    open_session,
+    optimizer_of,
+)
+from hnf_offline.profile.settings import TIERS, Plan, ProfileSettings, Progress
+from hnf_offline.profile.shards import (
+    join_shards,
+    read_shard,
+    settings_key,
+    shard_key,
+    shard_path,
+    write_parquet,
+    write_shard,
+)
+from hnf_offline.quantities.registry import computable
+from hnf_offline.run.batches import load_rows
+from hnf_offline.run.formats import load_optimizer, load_weights
+from hnf_offline.run.model.build import load_weights_into
+from hnf_offline.run.model.loss import evaluate
+from hnf_offline.run.optimizer import RawOptimizer
+from hnf_offline.run.records import Checkpoint, Run
+from hnf_offline.table import Row, table
+
+#: Relative difference up to which a replayed loss counts as the logged one.
+LOSS_AGREES = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    weights: dict[str, Tensor]
+    optimizer: RawOptimizer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What profiling gave.
+
+    Attributes:
+        table: the long table.
+        skipped: (file, reason, remedy) of checkpoints that could not be profiled, and of optimizer states that
+            could not be assigned.
+        computed: checkpoints computed now.
+        cached: checkpoints taken from the cache.
+        parameters: parameters of the model, None without a model.
+        device: where it ran.
+    """
+
+    table: pl.DataFrame
+    skipped: tuple[tuple[Path, str, str], ...]
+    computed: int
+    cached: int
+    parameters: int | None
+    device: str
+
+
+def selected(run: Run, settings: ProfileSettings) -> tuple[Checkpoint, ...]:
+    """Choose the checkpoints that the settings ask for.
+
+    Returns:
+        Every n-th checkpoint within the step range.
+    """
+    first = settings.first_step if settings.first_step is not None else -1
+    last = settings.last_step if settings.last_step is not None else float("inf")
+    return tuple(point for point in run.checkpoints if first <= point.step <= last)[:: settings.every]
+
+
+def profile_run(
+    run: Run,
+    settings: ProfileSettings,
+    out: Path,
+    *,
+    model_factory: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Profile:
+    """Measure every selected checkpoint and write `out/profile.parquet`.
+
+    Each checkpoint becomes one shard in `out/profile/`, renamed into place when whole; a rerun measures only
+    what is missing or whose settings or files changed. While one checkpoint is measured the next is read.
+    A checkpoint that cannot be read or measured is skipped and counted.
+
+    Args:
+        run: the run directory's records.
+        settings: what to measure.
+        out: the output directory; nothing is written anywhere else.
+        model_factory: `package.module:function` instead of the run's own model.
+        on_progress: called after every checkpoint.
+
+    Returns:
+        The table and what was left out.
+
+    Raises:
+        InputError: if model or batches cannot be used at all, or none of the checkpoints can be read.
+    """
+    check_settings(settings)
+    checkpoints = selected(run, settings)
+    session = open_session(run, settings, model_factory) if checkpoints else None
+    key = settings_key(settings, () if session is None else session.identity)
+    frames: list[pl.DataFrame] = []
+    skipped: list[tuple[Path, str, str]] = []
+    waiting: list[tuple[Checkpoint, str]] = []
+    for checkpoint in checkpoints:
+        own_key = shard_key(checkpoint, key)
+        cached = read_shard(shard_path(out / "profile", checkpoint), own_key)
+        if cached is None:
+            waiting.append((checkpoint, own_key))
+        else:
+            frames.append(cached)
+    done = cached_count = len(frames)
+    if cached_count and on_progress is not None:
+        on_progress(Progress(checkpoints[0].step, done, len(checkpoints), cached_count, 0.0))
+    with full_precision():
+        for (checkpoint, own_key), loaded in _read_ahead([point for point, _ in waiting], waiting):
+            began = time.perf_counter()
+            try:
+                if isinstance(loaded, UserError):
+                    raise loaded
+                rows = _measure(run, session, settings, checkpoint, loaded, skipped)
+            except UserError as error:
+                skipped.append((checkpoint.path, error.reason, error.remedy or ""))
+                rows = []
+            else:
+                frames.append(write_shard(shard_path(out / "profile", checkpoint), rows, own_key))
+            done += 1
+            if on_progress is not None:
+                seconds = time.perf_counter() - began
+                on_progress(
+                    Progress(checkpoint.step, done, len(checkpoints), cached_count, seconds, _event(rows))
+                )
+    if checkpoints and not frames:
+        path, reason, remedy = skipped[0]
+        raise InputError(
+            f"none of {len(checkpoints)} checkpoints could be profiled: {reason}", path=path, remedy=remedy
+        )
+    result = join_shards(frames)
+    write_parquet(out / "profile.parquet", result)
+    parameters = None if session is None else sum(layer.size for layer in session.layers)
+    device = "cpu" if session is None else str(session.device)
+    return Profile(result, tuple(skipped), len(frames) - cached_count, cached_count, parameters, device)
+
+
+def _read_ahead(
+    checkpoints: list[Checkpoint], pairs: list[tuple[Checkpoint, str]]
+) -> Iterator[tuple[tuple[Checkpoint, str], _Loaded | UserError]]:
+    """Read one checkpoint ahead of the one in use, and hold no more than those two."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(_load, checkpoints[0]) if checkpoints else None
+        for position, pair in enumerate(pairs):
+            assert ahead is not None
+            loaded = ahead.result()
+            following = position + 1
+            ahead = reader.submit(_load, checkpoints[following]) if following < len(checkpoints) else None
+            yield pair, loaded
+
+
+def _load(checkpoint: Checkpoint) -> _Loaded | UserError:
+    try:
+        return _Loaded(load_weights(checkpoint), load_optimizer(checkpoint))
+    except UserError as error:
+        return error
+
+
+def _measure(
+    run: Run,
+    session: Session | None,
+    settings: ProfileSettings,
+    checkpoint: Checkpoint,
+    loaded: _Loaded,
+    skipped: list[tuple[Path, str, str]],
+) -> list[Row]:
+    if session is None:
+        return weights_only_rows(checkpoint.step, loaded.weights)
+    load_weights_into(session.module, loaded.weights)
+    state, reason = optimizer_of(session, run, checkpoint, loaded.optimizer)
+    if reason:
+        skipped.append((checkpoint.path, reason, "S is left out at this checkpoint"))
+    memory = session.memory
+    while True:
+        half = -(-len(session.batch.tokens) // 2)
+        subject = Subject(
+            checkpoint.step,
+            session.module,
+            session.layers,
+            state,
+            session.batch.cut(min(half, memory.rows), session.device),
+            session.batch.cut(memory.rows, session.device),
+            session.batch.name,
+            tuple(batch.cut(memory.rows, session.device) for batch in session.training_batches)
+            if len(session.training_batches) > 1
+            else (),
+            session.training_batches[0].name,
+            memory.keep_graphs,
+        )
+        try:
+            rows = measure(subject, settings)
+            break
+        except torch.OutOfMemoryError:
+            if memory.rows == 1:
+                raise InputError(
+                    "one row does not fit into the memory of the device",
+                    path=checkpoint.path,
+                    remedy="use --device cpu, or shorter rows through --replay",
+                ) from None
+            memory = replace(memory, rows=memory.rows // 2, keep_graphs=False)
+    return rows + training_loss_rows(run, session, checkpoint.step)
+
+
+def weights_only_rows(step: int, weights: dict[str, Tensor]) -> list[Row]:
+    """Look at the weights alone, where there is no model or nothing to replay.
+
+    Returns:
+        The share of non-finite values, of all tensors and of each that has some.
+    """
+    entry = computable(frozenset({"weight"}), "forward")[0]
+    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    shares = {name: float(entry.function(tensor)) for name, tensor in floating.items()}
+    total = sum(tensor.numel() for tensor in floating.values())
+    whole = sum(shares[name] * tensor.numel() for name, tensor in floating.items()) / max(1, total)
+    rows = [Row(step, "", "model", -1, entry.name, whole)]
+    return rows + [
+        Row(step, name, "other", depth, entry.name, share)
+        for depth, (name, share) in enumerate(shares.items())
+        if share > 0
+    ]
+
+
+def training_loss_rows(run: Run, session: Session, step: int) -> list[Row]:
+    """Replay the training batch of the next step: it must give the loss that was logged.
+
+    Where it does not, the batches before and after are tried, so that a step count that is off by one is found.
+
+    Returns:
+        `replay.loss` rows with batch "step N"; empty where the batches' steps are unknown.
+    """
+    logged = _logged_losses(run)
+    rows: list[Row] = []
+    entry = computable(frozenset({"loss"}), "forward")[0]
+    for batch_step in (step + 1, step, step + 2):
+        numbers = session.source.rows_of_step(batch_step)
+        if not len(numbers) or batch_step not in logged:
+            continue
+        tokens, labels = load_rows(session.source, tuple(numbers))
+        with torch.no_grad():
+            outcome = evaluate(
+                session.module,
+                tokens.to(session.device),
+                None if labels is None else labels.to(session.device),
+            )
+        value = float(entry.function(outcome.loss))
+        rows.append(Row(step, "", "model", -1, entry.name, value, batch=f"step {batch_step}"))
+        if batch_step == step + 1 and abs(value - logged[batch_step]) <= LOSS_AGREES * max(1.0, abs(value)):
+            break
+    return rows
+
+
+def _logged_losses(run: Run) -> dict[int, float]:
+    if run.log is None:
+        return {}
+    known = run.log.rows.select("step", "loss").drop_nulls()
+    return dict(zip(known["step"].to_list(), known["loss"].to_list(), strict=True))
+
+
+def _event(rows: list[Row]) -> str:
+    for row in rows:
+        if row.quantity == "weight.nonfinite" and row.layer == "" and row.value > 0:
+            return f"step {row.step}: {row.value:.2%} of the weights are not finite"
+    for row in rows:
+        if row.quantity == "hessian.stability_ratio" and row.layer == "" and row.value >= 1:
+            return f"step {row.step}: S = {row.value:.2f}, beyond the edge of stability"
+    return ""
+
+
+def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str | None = None) -> Plan:
+    """Say what a profile would cost, without computing or writing anything.
+
+    Forwards are estimated from products: about 8 for the whole model and 4 a layer at each end, five forwards
+    for a product of the whole model and 1.6 for one of a layer (the part of the graph behind it).
+
+    Returns:
+        The plan.
+    """
+    check_settings(settings)
+    checkpoints = selected(run, settings)
+    missing = [f"{item.what}: {item.cost}" for item in run.missing]
+    session = open_session(run, settings, model_factory) if checkpoints else None
+    key = settings_key(settings, () if session is None else session.identity)
+    folder = out / "profile"
+    cached = sum(
+        read_shard(shard_path(folder, point), shard_key(point, key)) is not None for point in checkpoints
+    )
+    if session is None:
+        device = str(choose_device(settings.device))
+        return Plan(len(checkpoints), cached, "weights", 0, 0, 0, 0, 0.0, 0, device, tuple(missing))
+    layers = len(session.layers)
+    tier = TIERS.index(settings.tier)
+    has_state = any(point.optimizer_files for point in checkpoints)
+    forwards = 2.0 + (3.0 if tier >= 1 else 0.0)
+    if tier >= TIERS.index("curvature"):
+        forwards += (1 + has_state) * (8 * 5.0 + layers * 4 * 1.6) + 2 * 5.0 * has_state
+    parameters = sum(layer.size for layer in session.layers)
+    return Plan(
+        len(checkpoints),
+        cached,
+        settings.tier,
+        layers,
+        parameters,
+        len(session.batch.tokens),
+        session.batch.tokens.numel(),
+        forwards,
+        session.memory.peak_bytes,
+        str(session.device),
+        tuple(missing),
+    )
+
+
+def empty_profile() -> Profile:
+    """Give the profile of a run without checkpoints.
+
+    Returns:
+        An empty table.
+    """
+    return Profile(table(), (), 0, 0, None, "cpu")

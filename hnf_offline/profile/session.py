@@ -1,0 +1,181 @@
+"""What stays the same over all checkpoints of a profile: device, module, layers, rows, memory plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hnf_offline.errors import AmbiguousOptimizerError, UsageError
+from hnf_offline.profile.batch import ReplayBatch, choose_rows
+from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
+from hnf_offline.profile.settings import TIERS, ProfileSettings
+from hnf_offline.run.batches import describe, load_rows
+from hnf_offline.run.model.build import build_model, vocabulary_size
+from hnf_offline.run.model.layers import Layer, layers_of
+from hnf_offline.run.model.loss import check_tokens
+from hnf_offline.run.optimizer import OptimizerState, RawOptimizer, match_optimizer
+from hnf_offline.run.records import Batches, Checkpoint, ModelSource, Run
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything a profile needs besides the checkpoints.
+
+    Attributes:
+        device: where.
+        module: in eval mode, weights arbitrary.
+        layers: its layers.
+        batch: the rows that are replayed.
+        training_batches: the same rows in batches of the training batch's size; one if that is not known.
+        source: the batch file, for the rows of single steps.
+        memory: how the rows are cut.
+        identity: what the settings' key needs to know of model and rows.
+    """
+
+    device: torch.device
+    module: nn.Module
+    layers: tuple[Layer, ...]
+    batch: ReplayBatch
+    training_batches: tuple[ReplayBatch, ...]
+    source: Batches
+    memory: MemoryPlan
+    identity: tuple[str, ...]
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn "auto" into the best device there is.
+
+    Returns:
+        The device.
+
+    Raises:
+        UsageError: if the named device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, present in there.items() if present))
+    kind = name.split(":", maxsplit=1)[0]
+    if not there.get(kind, False):
+        raise UsageError(f"device {name!r} is not available here", remedy="use --device auto")
+    return torch.device(name)
+
+
+def check_settings(settings: ProfileSettings) -> None:
+    """Refuse settings that name nothing or cannot work.
+
+    Raises:
+        UsageError: with the values that are possible.
+    """
+    if settings.tier not in TIERS:
+        raise UsageError(f"tier {settings.tier!r} is unknown", remedy=f"use one of {', '.join(TIERS)}")
+    if settings.dtype not in _DTYPES:
+        raise UsageError(
+            f"dtype {settings.dtype!r} cannot carry second derivatives", remedy=f"use {' or '.join(_DTYPES)}"
+        )
+    if settings.every < 1 or (settings.rows is not None and settings.rows < 1):
+        raise UsageError("--every and --rows must be at least 1")
+
+
+def open_session(run: Run, settings: ProfileSettings, model_factory: str | None = None) -> Session | None:
+    """Build the module and choose the rows.
+
+    Returns:
+        The session; None where the run has no model or no batches, so that only weights can be looked at.
+
+    Raises:
+        UsageError: if `--layers` matches nothing.
+    """
+    source = run.model
+    if model_factory is not None:
+        source = ModelSource("factory", {} if source is None else source.config, factory=model_factory)
+    batches = run.batches
+    if settings.replay is not None:
+        batches = _replay_file(settings.replay)
+    if source is None or batches is None:
+        return None
+    device = choose_device(settings.device)
+    module = build_model(source, device=device, dtype=_DTYPES[settings.dtype])
+    layers = layers_of(module)
+    if settings.layers is not None and not any(fnmatchcase(layer.path, settings.layers) for layer in layers):
+        raise UsageError(
+            f"--layers {settings.layers!r} matches none of {len(layers)} layers",
+            remedy=f"the first ones are {', '.join(layer.path for layer in layers[:3])}",
+        )
+    every_row = settings.replay is not None and settings.rows is None
+    rows = tuple(range(batches.rows)) if every_row else choose_rows(batches, settings.rows)
+    tokens, labels = load_rows(batches, rows)
+    check_tokens(tokens, vocabulary_size(module))
+    batch = ReplayBatch.of(
+        tokens,
+        labels,
+        f"the first {len(rows)} of {batches.rows} rows of {batches.path.name}"
+        if len(rows) < batches.rows
+        else f"all {len(rows)} rows of {batches.path.name}",
+    )
+    memory = plan_memory(
+        saved_bytes(module, tokens[:1].to(device), None if labels is None else labels[:1].to(device)),
+        len(rows),
+        sum(value.numel() * value.element_size() for value in module.parameters()),
+        free_bytes(device),
+    )
+    shape = json.dumps([[name, list(value.shape)] for name, value in module.named_parameters()])
+    model = hashlib.blake2b(
+        (
+            json.dumps([source.kind, source.factory, dict(source.config)], sort_keys=True, default=str)
+            + shape
+        ).encode(),
+        digest_size=16,
+    )
+    identity = (model.hexdigest(), batch.digest, repr(run.optimizer))
+    training_batches = batch.training_batches(batches.rows_per_step or 0)
+    return Session(device, module, layers, batch, training_batches, batches, memory, identity)
+
+
+def _replay_file(path: Path) -> Batches:
+    # Which step its rows belong to is another file's knowledge: they are replayed, not checked against the log.
+    return replace(describe(path), rows_per_step=None, steps=None)
+
+
+def optimizer_of(
+    session: Session, run: Run, checkpoint: Checkpoint, raw: RawOptimizer | None
+) -> tuple[OptimizerState | None, str]:
+    """Assign a checkpoint's optimizer state to the module's parameters.
+
+    Returns:
+        The state and "", or None and the reason why there is none.
+    """
+    if raw is None:
+        return None, ""
+    named = [(name, tuple(value.shape)) for name, value in session.module.named_parameters()]
+    try:
+        path = checkpoint.optimizer_files[0] if checkpoint.optimizer_files else checkpoint.path
+        return match_optimizer(raw, named, run.optimizer, path), ""
+    except AmbiguousOptimizerError as error:
+        return None, str(error)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Switch TF32 off while profiling: second derivatives do not survive ten bits of mantissa.
+
+    Yields:
+        Nothing.
+    """
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn

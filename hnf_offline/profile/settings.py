@@ -1,0 +1,94 @@
+"""What a profile is asked to measure, and how its progress is told. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Tiers in order of cost; each contains the ones before it. ("weights" and "full" come with their quantities.)
+TIERS = ("forward", "gradient", "curvature")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """What to measure.
+
+    Attributes:
+        tier: one of `TIERS`.
+        first_step: first checkpoint step, None for all.
+        last_step: last checkpoint step, None for all.
+        every: profile every n-th checkpoint.
+        layers: glob over layer paths for the per-layer curvature, None for all.
+        device: "auto", "cuda", "mps" or "cpu".
+        dtype: "float32" or "float64"; differences and products need at least float32.
+        rows: sequences to replay, None for as many as make about 4096 tokens.
+        replay: a batch file to replay instead of the run's own.
+        residual: Lanczos stops at this residual relative to the eigenvalue.
+        products: most products with one operator; what has not settled by then is not certified.
+        seed: seed of every random start vector.
+    """
+
+    tier: str = "curvature"
+    first_step: int | None = None
+    last_step: int | None = None
+    every: int = 1
+    layers: str | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    rows: int | None = None
+    replay: Path | None = None
+    residual: float = 0.05
+    products: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of progress: `done` of `total` checkpoints, `cached` of them from an earlier run.
+
+    Attributes:
+        step: the checkpoint just finished.
+        done: checkpoints finished so far, those from the cache included.
+        total: checkpoints asked for.
+        cached: checkpoints taken from the cache.
+        seconds: what this checkpoint cost, 0.0 from the cache.
+        event: a sentence worth telling now ("step 140: S crosses 1 in layers.0"), "" for none.
+    """
+
+    step: int
+    done: int
+    total: int
+    cached: int
+    seconds: float
+    event: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a profile would cost, without computing it.
+
+    Attributes:
+        checkpoints: how many would be profiled.
+        cached: how many are there already.
+        tier: the tier.
+        layers: layers with their own curvature.
+        parameters: parameters of the model.
+        rows: sequences that would be replayed.
+        tokens: tokens that would be replayed.
+        forwards: forward passes a checkpoint, estimated.
+        peak_bytes: memory at the peak, estimated.
+        device: where.
+        missing: what is missing and what that costs.
+    """
+
+    checkpoints: int
+    cached: int
+    tier: str
+    layers: int
+    parameters: int
+    rows: int
+    tokens: int
+    forwards: float
+    peak_bytes: int
+    device: str
+    missing: tuple[str, ...] = field(default=())

@@ -1,0 +1,137 @@
+"""How progress is told on stderr: one bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from hnf_offline.profile.settings import Progress
+
+#: Without a terminal: a line at every tenth of the work, ...
+SHARE = 0.1
+#: ... or after this many seconds, whichever comes first.
+SECONDS = 30.0
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey instead of show, such as control characters in file names.
+
+    Returns:
+        The text; line breaks and tabs are kept.
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
+
+
+def is_live(stream: object = None) -> bool:
+    """Say whether a stream is a terminal that can redraw a line.
+
+    Returns:
+        False for pipes, files, TERM=dumb and NO_COLOR.
+    """
+    stream = sys.stderr if stream is None else stream
+    plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+    return not plain and bool(getattr(stream, "isatty", lambda: False)())
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+class Reporter:
+    """Tells the progress of one profile; call it with every `Progress`.
+
+    Attributes:
+        last: the latest progress, None before the first.
+    """
+
+    def __init__(self, label: str, tier: str, *, quiet: bool = False) -> None:
+        self.label = label
+        self.tier = tier
+        self.quiet = quiet
+        self.last: Progress | None = None
+        self._bar: Bar | None = None
+        self._spent = 0.0
+        self._told_at = time.monotonic()
+        self._told_share = 0.0
+        self._told_cache = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Tell one step of progress."""
+        self.last = progress
+        self._spent += progress.seconds
+        if self.quiet:
+            return
+        if progress.cached and not self._told_cache:
+            self._told_cache = True
+            self._say(f"{progress.cached} of {progress.total} from cache")
+        if progress.event:
+            self._say(progress.event)
+        if is_live():
+            self._draw(progress)
+        else:
+            self._line(progress)
+
+    def _say(self, text: str) -> None:
+        if self._bar is None:
+            note(text)
+        else:
+            self._bar.console.print(printable(text), markup=False, highlight=False)
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = _bar()
+            self._bar.add_task(self.label, total=progress.total)
+            self._bar.start()
+        self._bar.update(
+            self._bar.task_ids[0], completed=progress.done, description=self._text(progress), refresh=True
+        )
+
+    def _line(self, progress: Progress) -> None:
+        share = progress.done / max(progress.total, 1)
+        now = time.monotonic()
+        due = share - self._told_share >= SHARE or now - self._told_at >= SECONDS
+        if due or progress.done == progress.total:
+            self._told_share, self._told_at = share, now
+            note(self._text(progress))
+
+    def _text(self, progress: Progress) -> str:
+        fresh = progress.done - progress.cached
+        text = f"{self.label} {progress.done}/{progress.total} step {progress.step} {self.tier}"
+        if fresh <= 0:
+            return text
+        each = self._spent / fresh
+        left = round(each * (progress.total - progress.done))
+        return f"{text} {each:.1f} s/ckpt ETA {left // 60}:{left % 60:02d}"
+
+
+def _bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    # Text only where the columns are plain: layer names may hold brackets, which are no markup.
+    return Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True, highlight=False),
+        transient=True,
+        auto_refresh=False,
+    )

@@ -1,0 +1,18 @@
+"""The families of quantities: one file each; importing a file registers what is in it."""
+
+from __future__ import annotations
+
+from hnf_offline.quantities import (
+    attention,
+    gradients,
+    hessian,
+    logits,
+    norms,
+    optimizer,
+    proxies,
+    replay,
+    residual,
+    weights,
+)
+
+ALL = (weights, replay, attention, norms, residual, logits, proxies, gradients, optimizer, hessian)

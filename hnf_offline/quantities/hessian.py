@@ -1,0 +1,132 @@
+"""Curvature of the replayed loss in the parameters: raw, and as the optimizer sees it.
+
+`spectrum` holds the extreme eigenvalues of H (whole model or one layer's diagonal block), `scaled_spectrum`
+those of A^1/2 H A^1/2 with the step metric A of `quantities.optimizer`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hnf_offline.quantities.registry import quantity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hnf_offline.linalg.lanczos import Extremes
+
+
+@quantity(
+    "hessian.stability_ratio",
+    unit="1",
+    formula="S = lambda_max(A^1/2 H A^1/2), A = eta (1-b1) / (2 (1+b1)) / (sqrt(v_hat)+eps) (Adam) "
+    "or eta / (2 (1+b)) (SGD with momentum b)",
+    reference="Cohen et al. 2021, 2022 (arXiv 2103.00065, 2207.14484); Bai et al. 2026 (arXiv 2506.04805)",
+    tier="curvature",
+    layers="the whole model and every layer (the layer's diagonal block)",
+    bands=(0.8, 1.0),
+    reading="1 is the edge of stability. A smooth climb towards 1 after a spike announces the next one.",
+    cannot="Runs can live at 1 for hundreds of steps; with strong minibatch noise or in deep nets 1 is not the edge.",
+)
+def stability_ratio(scaled_spectrum: Extremes) -> float:
+    """Largest eigenvalue of the Hessian in units of the optimizer's stability limit.
+
+    Returns:
+        S.
+    """
+    return scaled_spectrum.largest.value
+
+
+@quantity(
+    "hessian.lambda_max",
+    unit="loss / parameter^2",
+    formula="largest eigenvalue of H (of the layer's diagonal block H_ll)",
+    reference="definition; Lanczos: Golub & Van Loan, Matrix Computations, chapter 10",
+    tier="curvature",
+    layers="the whole model and every layer",
+    reading="Sharpness. For SGD it sets the largest stable rate; under Adam only the preconditioned one does.",
+    cannot="Under Adam it does not warn; levels of different layers do not compare.",
+)
+def lambda_max(spectrum: Extremes) -> float:
+    """Largest eigenvalue of the Hessian.
+
+    Returns:
+        The eigenvalue.
+    """
+    return spectrum.largest.value
+
+
+@quantity(
+    "hessian.lambda_min",
+    unit="loss / parameter^2",
+    formula="smallest (most negative) eigenvalue of H (of H_ll)",
+    reference="definition",
+    tier="curvature",
+    layers="the whole model and every layer",
+    reading="Negative: a direction of descent that the gradient may not see yet; its size against lambda_max matters.",
+    cannot="Not an instability by itself: saddles are where training lives.",
+)
+def lambda_min(spectrum: Extremes) -> float:
+    """Smallest eigenvalue of the Hessian.
+
+    Returns:
+        The eigenvalue.
+    """
+    return spectrum.smallest.value
+
+
+@quantity(
+    "hessian.gradient_direction",
+    unit="1",
+    formula="g' A H g / g' g",
+    reference="Bai et al. 2026 (arXiv 2506.04805): lambda_grad of the preconditioned Hessian over 2 / eta",
+    tier="curvature",
+    layers="the whole model",
+    reading="Sustained above 1: the gradient itself now points along an unstable direction.",
+    cannot="Jumps from checkpoint to checkpoint; a single crossing says little.",
+)
+def gradient_direction(gradient: Tensor, hessian_gradient: Tensor, step_metric: Tensor) -> Tensor:
+    """Preconditioned curvature along the gradient, in units of the stability limit.
+
+    Returns:
+        A scalar.
+    """
+    return gradient @ (step_metric * hessian_gradient) / (gradient @ gradient)
+
+
+@quantity(
+    "hessian.update_direction",
+    unit="1",
+    formula="u' H u / u' A^-1 u with the optimizer's next update u (m_hat / (sqrt(v_hat)+eps) for Adam)",
+    reference="Rayleigh quotient of A^1/2 H A^1/2 along the update; compare Kalra et al. 2026 (arXiv 2601.16979)",
+    tier="curvature",
+    layers="the whole model",
+    reading="Never above S. Near S the updates themselves oscillate along the sharpest direction.",
+    cannot="Says that oscillation has begun rather than that it will: 5-10 steps of lead at most.",
+)
+def update_direction(update: Tensor, hessian_update: Tensor, step_metric: Tensor) -> Tensor:
+    """Preconditioned curvature along the optimizer's update, in units of the stability limit.
+
+    Returns:
+        A scalar.
+    """
+    return update @ hessian_update / (update @ (update / step_metric))
+
+
+@quantity(
+    "hessian.unstable_mass",
+    unit="share",
+    formula="sum over the layer's parameters of v_i^2, v the unit top eigenvector of A^1/2 H A^1/2",
+    reference="our own localisation study (docs): its change against the run's baseline names the layer",
+    tier="curvature",
+    layers="every layer",
+    reading="Where the least stable direction lives. Read the change against the run's own past, not the level.",
+    cannot="Names where, not why: scaled weights show up downstream of the layer that was scaled.",
+)
+def unstable_mass(unstable_direction: Tensor) -> Tensor:
+    """Share of the top preconditioned eigenvector that lies in one layer.
+
+    Returns:
+        A scalar in [0, 1]; the layers' values sum to 1.
+    """
+    return unstable_direction.square().sum()

@@ -1,0 +1,77 @@
+"""Two runs at the terminal: the verdict first, at most eleven lines."""
+
+from __future__ import annotations
+
+import textwrap
+
+from hnf_offline.comparison import Comparison, Separation
+from hnf_offline.report import words
+from hnf_offline.report.series import symbol
+from hnf_offline.report.text import ascii_only, clean, number, plural, shorten
+
+MOST_LINES = 11
+
+
+def comparison_summary(
+    comparison: Comparison, *, width: int = 80, color: bool = False, unicode: bool = True
+) -> str:
+    """Sum a comparison up: verdict, facts, what parts first, which settings differ, what is incomparable.
+
+    Returns:
+        At most eleven lines of at most `width` columns.
+    """
+    width = max(width, 40)
+    word = comparison.verdict.get("word", "Cannot say")
+    mark = words.MARKS.get(word, "?") if unicode else words.ASCII_MARKS.get(word, "?")
+    names = " vs ".join(
+        f"{label} {clean(run.get('name', label))}"
+        for label, run in (("A", comparison.a), ("B", comparison.b))
+    )
+    verdict = _lines(f"{mark} {word}: {clean(comparison.verdict.get('sentence', ''))}", width, 3)
+    lines = [_lines(names, width, 1)[0], *(f"\x1b[1m{line}\x1b[0m" if color else line for line in verdict)]
+    for fact in comparison.facts[:4]:
+        lines += _lines(f"{clean(fact.get('label', ''))}: {clean(fact.get('value', ''))}", width, 1)
+    parted = [one for one in comparison.separations if one.step is not None][:3]
+    if parted:
+        lines += _lines("part: " + "; ".join(parting(one) for one in parted), width, 1)
+    if comparison.configuration:
+        told = ", ".join(
+            f"{clean(one.key)} {spelled(one.a)} | {spelled(one.b)}" for one in comparison.configuration[:4]
+        )
+        more = len(comparison.configuration) - 4
+        lines += _lines(f"settings: {told}" + (f" and {more} more" if more > 0 else ""), width, 1)
+    lines.append(
+        f"{plural(len(comparison.incomparable), 'thing')} could not be compared; the page lists them"
+        if comparison.incomparable
+        else "everything measured in both was compared"
+    )
+    text = "\n".join(lines[:MOST_LINES])
+    return text if unicode else ascii_only(text)
+
+
+def parting(one: Separation) -> str:
+    """Tell one separation.
+
+    Returns:
+        "S (stability ratio) in layers.0 at 150 (0.7 | 1.9)".
+    """
+    where = f" in {shorten(one.layer, 30)}" if one.layer else ""
+    return f"{symbol(one.quantity)}{where} at {one.step:,} ({number(one.a)} | {number(one.b)})"
+
+
+def spelled(value: object) -> str:
+    """Spell a setting; None where a run does not state it.
+
+    Returns:
+        Text.
+    """
+    if value is None:
+        return "not stated"
+    return f"{value:.6g}" if isinstance(value, float) else clean(value)
+
+
+def _lines(text: str, width: int, most: int) -> list[str]:
+    lines = textwrap.wrap(text, width, subsequent_indent="  ") or [""]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1][: width - 1]}…"]
+    return lines

@@ -1,0 +1,243 @@
+"""Does it lead? Alarms before each onset, and every rule beside its baselines and beside chance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hnf_offline.findings import Findings, Relation
+from hnf_offline.report.series import symbol
+from hnf_offline.report.text import number, plural, shorten
+
+MOST_SPIKES = 40
+LONGEST_WINDOW = 512
+
+
+@dataclass(frozen=True, slots=True)
+class RasterRow:
+    """One spike: how many steps before its onset each alarm was known."""
+
+    label: str
+    alarms: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RasterChance:
+    """How often a rule announced a spike, beside as many alarms at random places."""
+
+    rule: str
+    recall: float
+    chance: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """Alarms aligned on the onsets.
+
+    Attributes:
+        name: file name of the figure, without ending.
+        title: one sentence that states the finding.
+        window: steps before the onset that are shown.
+        resolution: checkpoint gap, None where there is none.
+        rows: one a spike.
+        rules: rules that occur, in the order of the legend.
+        chance: recall beside chance for the rules that were scored.
+    """
+
+    name: str
+    title: str
+    window: float
+    resolution: float | None
+    rows: tuple[RasterRow, ...]
+    rules: tuple[str, ...]
+    chance: tuple[RasterChance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorDot:
+    """One rule in the plane of recall over precision, and where chance would put it."""
+
+    label: str
+    precision: float
+    recall: float
+    chance_precision: float | None
+    chance_recall: float | None
+    baseline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorRow:
+    """One row of the table of relations, spelled."""
+
+    rule: str
+    quantity: str
+    n: str
+    recall: str
+    precision: str
+    lead: str
+    false_alarms: str
+    time_in_warning: str
+    p_value: str
+    baseline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Predictors:
+    """Every rule beside its rivals.
+
+    Attributes:
+        name: file name of the figure, without ending.
+        title: one sentence that states the finding.
+        dots: rules with both recall and precision.
+        rows: all rules, our own first.
+    """
+
+    name: str
+    title: str
+    dots: tuple[PredictorDot, ...]
+    rows: tuple[PredictorRow, ...]
+
+
+def raster(findings: Findings) -> Raster | None:
+    """Align the alarms on the onsets.
+
+    Returns:
+        The raster, None without spikes or without any alarm.
+    """
+    alarms = [alarm for alarm in findings.alarms if alarm.severity != "info"]
+    if not findings.spikes or not alarms:
+        return None
+    gap = findings.run.get("gap")
+    resolution = float(gap) if isinstance(gap, int | float) and gap > 0 else None
+    leads = [story.lead for story in findings.stories if story.lead is not None]
+    window = min(max(64.0, 4 * (resolution or 0), 1.2 * max(leads, default=0)), LONGEST_WINDOW)
+    window = max(window, 1.2 * (resolution or 0))
+    rows = []
+    for spike in findings.spikes[:MOST_SPIKES]:
+        before = [
+            (alarm.rule, float(spike.onset - alarm.known_at))
+            for alarm in alarms
+            if 0 <= spike.onset - alarm.known_at <= window
+        ]
+        rows.append(RasterRow(f"spike {spike.id} at {spike.onset:,}", tuple(sorted(set(before)))))
+    rules = tuple(sorted({rule for row in rows for rule, _ in row.alarms}))
+    hit = sum(any(lead > 0 for _, lead in row.alarms) for row in rows)
+    return Raster(
+        name="lead",
+        title=f"An alarm lies in the {int(window):,} steps before {hit} of {plural(len(rows), 'onset')}",
+        window=window,
+        resolution=resolution,
+        rows=tuple(rows),
+        rules=rules,
+        chance=tuple(
+            RasterChance(
+                f"{relation.rule} · {symbol(relation.quantity)}", relation.recall, relation.chance_recall
+            )
+            for relation in findings.relations
+            if relation.recall is not None and not relation.baseline
+        )[:6],
+    )
+
+
+def predictors(findings: Findings) -> Predictors | None:
+    """Set every rule beside its baselines.
+
+    Returns:
+        Dots and table, None where nothing was scored.
+    """
+    if not findings.relations:
+        return None
+    ordered = sorted(
+        findings.relations, key=lambda one: (one.baseline, -(one.recall or 0), one.quantity, one.rule)
+    )
+    dots = tuple(
+        PredictorDot(
+            label=f"{one.rule} · {symbol(one.quantity)}",
+            precision=one.precision,
+            recall=one.recall,
+            chance_precision=one.chance_precision,
+            chance_recall=one.chance_recall,
+            baseline=one.baseline,
+        )
+        for one in ordered
+        if one.recall is not None and one.precision is not None
+    )
+    return Predictors(
+        name="predictors",
+        title=_title(ordered),
+        dots=dots,
+        rows=tuple(_row(one) for one in ordered),
+    )
+
+
+def _title(relations: list[Relation]) -> str:
+    ours = [one for one in relations if not one.baseline and one.recall is not None]
+    rivals = [one for one in relations if one.baseline and one.recall is not None]
+    if not ours:
+        return "Only baselines could be scored: nothing measured on checkpoints raised an alarm that counts"
+    best = max(ours, key=lambda one: (one.recall or 0.0, one.precision or 0.0))
+    words = (
+        f"Best rule, {best.rule} on {symbol(best.quantity)}: recall {share(best.recall)}, "
+        f"precision {share(best.precision)}"
+    )
+    if rivals:
+        rival = max(rivals, key=lambda one: (one.recall or 0.0, one.precision or 0.0))
+        words += (
+            f"; best baseline, {symbol(rival.quantity)}: recall {share(rival.recall)}, "
+            f"precision {share(rival.precision)}"
+        )
+    return words
+
+
+def share(value: float | None) -> str:
+    """Spell a share with two decimals.
+
+    Returns:
+        "0.50", "-" for None.
+    """
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def beside(value: float | None, chance: float | None) -> str:
+    """Spell a share beside its chance value.
+
+    Returns:
+        "0.50 (chance 0.31)".
+    """
+    return share(value) if chance is None else f"{share(value)} (chance {share(chance)})"
+
+
+def lead(relation: Relation) -> str:
+    """Spell a lead with its quartiles; what the checkpoint gap cannot resolve is never a number.
+
+    Returns:
+        "23 [12-40] steps", "< 10 (gap)", "-".
+    """
+    if relation.lead_median is None:
+        return "-"
+    if relation.lead_median < relation.resolution:
+        return f"< {relation.resolution:,} (gap)"
+    low, high = (
+        "< gap"
+        if end is not None and end < relation.resolution
+        else number(None if end is None else round(end))
+        for end in (relation.lead_low, relation.lead_high)
+    )
+    return f"{number(round(relation.lead_median))} [{low}–{high}]"
+
+
+def _row(one: Relation) -> PredictorRow:
+    p = "not testable" if one.p_value is None else f"{number(one.p_value, 2)} ({plural(one.n_tests, 'test')})"
+    where = symbol(one.quantity) + (f", {shorten(one.layer, 30)}" if one.layer else "")
+    return PredictorRow(
+        rule=one.rule,
+        quantity=where,
+        n=f"{plural(one.n_alarms, 'alarm')}, {plural(one.n_spikes, 'spike')}",
+        recall=beside(one.recall, one.chance_recall),
+        precision=beside(one.precision, one.chance_precision),
+        lead=lead(one),
+        false_alarms=number(one.false_alarms_per_1000, 2),
+        time_in_warning=share(one.time_in_warning),
+        p_value=p,
+        baseline=one.baseline,
+    )

@@ -1,0 +1,329 @@
+"""Replay batches: which rows of saved tokens were trained on, read row by row when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hnf_offline.errors import InputError
+from hnf_offline.run.formats.safetensors_file import read_header
+from hnf_offline.run.manifest import Manifest
+from hnf_offline.run.records import Batches
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+_TOKENS = ("input_ids", "tokens")
+_LABELS = ("labels", "targets", "target")
+_REMEDY = (
+    "save integer arrays input_ids [rows, length] and, where they differ, labels, with safetensors or numpy"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """Name, shape and type of one array in a file, known from headers alone."""
+
+    shape: tuple[int, ...]
+    integer: bool
+
+
+def find_batches(
+    path: Path,
+    manifest: Manifest | None = None,
+    *,
+    last_steps: Sequence[int] = (),
+    first_logged_step: int | None = None,
+) -> Batches | None:
+    """Find the replay batches of a run directory.
+
+    Rows a step: what the file or run.toml says; else, where the number of rows is a multiple of the number of
+    steps trained, that multiple.
+
+    Args:
+        path: the run directory.
+        manifest: its run.toml.
+        last_steps: the last logged step and the last checkpoint's, for the rows a step.
+        first_logged_step: 0 where the log counts from 0.
+
+    Returns:
+        The batches, None where there are none.
+
+    Raises:
+        InputError: when run.toml names a file that holds none.
+    """
+    manifest = manifest or Manifest()
+    if manifest.batch_file is not None:
+        return describe(
+            manifest.batch_file, manifest, last_steps=last_steps, first_logged_step=first_logged_step
+        )
+    if not path.is_dir():
+        return None
+    folders = [path, *(path / name for name in ("batches", "data", "replay") if (path / name).is_dir())]
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.suffix in {".safetensors", ".npz"}
+    ]
+    for file in sorted(files, key=_unlikely):
+        try:
+            return describe(file, manifest, last_steps=last_steps, first_logged_step=first_logged_step)
+        except InputError:
+            # Weights and other arrays have these suffixes too; only a named file has to hold batches.
+            continue
+    return None
+
+
+def describe(
+    file: Path,
+    manifest: Manifest | None = None,
+    *,
+    last_steps: Sequence[int] = (),
+    first_logged_step: int | None = None,
+) -> Batches:
+    """Describe one file of batches from its headers.
+
+    Args:
+        file: a .safetensors or .npz file, or a flat uint16 .bin where the manifest gives its row length.
+        manifest: names of the arrays and rows a step.
+        last_steps: steps the rows may divide into.
+        first_logged_step: 0 where the log counts from 0.
+
+    Returns:
+        The batches.
+
+    Raises:
+        InputError: when the file holds no token array, or arrays whose shapes disagree.
+    """
+    manifest = manifest or Manifest()
+    names: Mapping[str, _Array] = {}
+    labels: str | None
+    if file.suffix == ".bin":
+        shape: tuple[int, ...] = _flat_shape(file, manifest)
+        tokens, labels = "", None
+    else:
+        names = _arrays(file)
+        found = _name(names, manifest.tokens, _TOKENS, file)
+        if found is None:
+            raise InputError(
+                f"holds no token array among {', '.join(sorted(names)[:8])}", path=file, remedy=_REMEDY
+            )
+        tokens = found
+        labels = _name(names, manifest.labels, _LABELS, file)
+        shape = names[tokens].shape
+        if not names[tokens].integer or len(shape) not in {2, 3} or 0 in shape:
+            raise InputError(
+                f"its array {tokens!r} is not whole numbers of shape [rows, length]",
+                path=file,
+                remedy=_REMEDY,
+            )
+    rows, length = math.prod(shape[:-1]), shape[-1]
+    if labels is not None and math.prod(names[labels].shape) not in {rows, rows * length}:
+        raise InputError(
+            f"its labels have shape {list(names[labels].shape)}, its tokens {list(shape)}",
+            path=file,
+            remedy=_REMEDY,
+        )
+    steps = _steps(file, names, manifest, rows)
+    per_step, first = _rows_per_step(shape, rows, manifest, last_steps, first_logged_step)
+    return Batches(file, tokens, labels, rows, length, None if steps else per_step, first, steps)
+
+
+def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Load some rows.
+
+    Args:
+        batches: the file.
+        rows: row numbers, in the order wanted.
+
+    Returns:
+        Tokens i64 [n, length]; labels i64 [n, length] or [n], None where the labels are the tokens.
+
+    Raises:
+        InputError: when a row is not in the file.
+    """
+    import torch
+
+    wanted = [int(row) for row in rows]
+    outside = [row for row in wanted if not 0 <= row < batches.rows]
+    if outside:
+        raise InputError(f"has no row {outside[0]}: it has {batches.rows}", path=batches.path)
+    tokens = _read_rows(batches, batches.tokens, wanted).reshape(len(wanted), batches.length)
+    if tokens.size and int(tokens.min()) < 0:
+        raise InputError("holds negative tokens", path=batches.path, remedy=_REMEDY)
+    labels = None
+    if batches.labels is not None:
+        read = _read_rows(batches, batches.labels, wanted)
+        labels = torch.from_numpy(read.reshape(len(wanted)) if read.size == len(wanted) else read)
+    return torch.from_numpy(tokens), labels
+
+
+def _unlikely(file: Path) -> tuple[int, str]:
+    likely = [word in file.stem.lower() for word in ("batches", "replay", "batch", "tokens", "")]
+    return likely.index(True), file.name
+
+
+def _arrays(file: Path) -> Mapping[str, _Array]:
+    if file.suffix == ".safetensors":
+        header = read_header(file)
+        return {
+            name: _Array(tuple(entry["shape"]), str(entry["dtype"])[:1] in {"I", "U"})
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    if file.suffix != ".npz":
+        raise InputError("is neither .safetensors nor .npz", path=file, remedy=_REMEDY)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        arrays = {}
+        for name in names:
+            with _member(file, name) as (_, shape, kind):
+                arrays[name] = _Array(shape, kind.kind in {"i", "u"})
+        return arrays
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise InputError(
+            f"is not a numpy archive of plain arrays ({error})", path=file, remedy=_REMEDY
+        ) from error
+
+
+@contextmanager
+def _member(file: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+    # One array of a .npz, read from behind its header; arrays of objects (pickles) are refused.
+    from numpy.lib import format as npy
+
+    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+        version = npy.read_magic(member)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, kind = read(member)
+        if kind.hasobject or (fortran and len(shape) > 1):
+            raise ValueError(f"array {name!r} holds objects or is stored by columns")
+        yield member, tuple(int(n) for n in shape), kind
+
+
+def _name(names: Mapping[str, _Array], wanted: str | None, usual: Sequence[str], file: Path) -> str | None:
+    if wanted is not None:
+        if wanted not in names:
+            raise InputError(
+                f"has no array {wanted!r}", path=file, remedy=f"its arrays are {', '.join(sorted(names))}"
+            )
+        return wanted
+    return next((name for name in usual if name in names), None)
+
+
+def _flat_shape(file: Path, manifest: Manifest) -> tuple[int, int]:
+    if manifest.length is None:
+        raise InputError(
+            "is a flat token file without row length",
+            path=file,
+            remedy="add [batches] length = ... to run.toml",
+        )
+    rows = file.stat().st_size // 2 // manifest.length
+    if rows == 0:
+        raise InputError(f"is shorter than one row of {manifest.length} tokens", path=file)
+    return rows, manifest.length
+
+
+def _steps(file: Path, names: Mapping[str, _Array], manifest: Manifest, rows: int) -> tuple[int, ...] | None:
+    steps: tuple[int, ...] | None = None
+    if isinstance(manifest.batch_steps, tuple):
+        steps = manifest.batch_steps
+    elif manifest.batch_steps is None and "steps" in names and names["steps"].integer:
+        every = range(math.prod(names["steps"].shape))
+        source = Batches(file, "steps", None, len(every), 1)
+        steps = tuple(int(step) for step in _read_rows(source, "steps", every).reshape(-1))
+        if len(steps) != rows and steps and rows % len(steps) == 0:
+            # One step a batch of [n, B, T].
+            steps = tuple(step for step in steps for _ in range(rows // len(steps)))
+    if steps is not None and len(steps) != rows:
+        raise InputError(
+            f"gives {len(steps)} steps for {rows} rows", path=file, remedy="give the step of every row"
+        )
+    return steps
+
+
+def _rows_per_step(
+    shape: tuple[int, ...],
+    rows: int,
+    manifest: Manifest,
+    last_steps: Sequence[int],
+    first_logged_step: int | None,
+) -> tuple[int | None, int]:
+    first = 0 if first_logged_step == 0 else 1
+    if isinstance(manifest.batch_steps, int):
+        return manifest.batch_steps, first
+    if len(shape) == 3:
+        return shape[1], first
+    for last in last_steps:
+        trained = last + 1 - first
+        if trained > 0 and rows % trained == 0:
+            return rows // trained, first
+    return None, 1
+
+
+def _read_rows(batches: Batches, name: str, rows: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    import numpy as np
+
+    file = batches.path
+    try:
+        if file.suffix == ".bin":
+            flat = np.memmap(file, dtype="<u2", mode="r")[: batches.rows * batches.length]
+            return flat.reshape(batches.rows, batches.length)[list(rows)].astype(np.int64)
+        if file.suffix == ".npz":
+            return _read_member(file, name, rows, batches.rows)
+        return _read_slices(file, name, rows, batches.rows)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
+        raise InputError(f"its array {name!r} cannot be read ({error})", path=file, remedy=_REMEDY) from error
+
+
+def _read_member(
+    file: Path, name: str, rows: Sequence[int], height: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # Read rows of one array of a .npz, passing over the others without keeping them.
+    import numpy as np
+
+    with _member(file, name) as (member, shape, kind):
+        width = math.prod(shape) // height
+        row_bytes = width * kind.itemsize
+        start = member.tell()
+        read: dict[int, Any] = {}
+        for row in sorted(set(rows)):
+            member.seek(start + row * row_bytes)
+            data = member.read(row_bytes)
+            if len(data) != row_bytes:
+                raise EOFError(f"it ends inside row {row}")
+            read[row] = np.frombuffer(data, dtype=kind).astype(np.int64)
+    return np.stack([read[row] for row in rows]) if rows else np.empty((0, width), dtype=np.int64)
+
+
+def _read_slices(
+    file: Path, name: str, rows: Sequence[int], height: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # Read rows of one tensor of a safetensors file, each by its own slice.
+    import numpy as np
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="np") as archive:
+        stored = archive.get_slice(name)
+        shape = stored.get_shape()
+        if len(shape) and shape[0] == height:
+            parts = [np.asarray(stored[row : row + 1]).reshape(-1) for row in rows]
+        else:
+            batch = height // shape[0]
+            parts = [
+                np.asarray(stored[row // batch : row // batch + 1]).reshape(batch, -1)[row % batch]
+                for row in rows
+            ]
+    return (
+        np.stack(parts).astype(np.int64)
+        if parts
+        else np.empty((0, math.prod(shape) // height), dtype=np.int64)
+    )

@@ -1,0 +1,101 @@
+"""Every hyper-parameter a run left behind, flattened: "optimizer.learning_rate" -> 0.01."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hnf_offline.errors import InputError
+from hnf_offline.run import formats
+from hnf_offline.run.formats.safetensors_file import read_json
+from hnf_offline.run.records import Checkpoint, Run
+
+#: Bounds that keep a hostile or careless file from filling memory and reports.
+_DEEPEST = 6
+_MOST_ENTRIES = 2_000
+_LONGEST_TEXT = 500
+
+#: Short names of optimizer settings -> the field's words.
+_WORDS = {"lr": "learning_rate", "wd": "weight_decay", "initial_lr": "initial_learning_rate"}
+
+#: How an optimizer ran, not what it computed.
+_MECHANICS = {"foreach", "fused", "capturable", "differentiable", "maximize", "params", "param_names"}
+
+
+def configuration(path: Path, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect the hyper-parameters of a run without reading a tensor.
+
+    Args:
+        path: the run directory.
+        sections: "model", "optimizer", "training" as the checkpoint's format and config.json give them.
+
+    Returns:
+        Dotted name -> number, text, flag or list; RUN.json comes under "run.".
+    """
+    found = dict(sections)
+    described = read_json(path / "RUN.json") if path.is_dir() else {}
+    if described:
+        found["run"] = described
+    flat: dict[str, Any] = {}
+    for name, value in flatten(found):
+        if len(flat) >= _MOST_ENTRIES:
+            break
+        section, _, rest = name.partition(".")
+        if section == "optimizer":
+            if rest.split(".")[0] in _MECHANICS:
+                continue
+            flat[f"optimizer.{_WORDS.get(rest, rest)}"] = value
+        else:
+            flat[name] = value
+    return flat
+
+
+def full_configuration(run: Run) -> dict[str, Any]:
+    """Give a run's hyper-parameters with those that only an optimizer file knows (this loads one).
+
+    Returns:
+        `run.configuration`, and the first saved optimizer's settings where it lacks them.
+    """
+    flat = dict(run.configuration)
+    if not any(name.startswith("optimizer.") for name in flat):
+        flat |= optimizer_configuration(run.checkpoints)
+    return flat
+
+
+def optimizer_configuration(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Read the settings of the first param_group of the first readable optimizer state.
+
+    Returns:
+        "optimizer.learning_rate" and so on; empty where no optimizer state can be read.
+    """
+    for checkpoint in checkpoints:
+        try:
+            raw = formats.load_optimizer(checkpoint)
+        except InputError:
+            continue
+        if raw is not None and raw.groups:
+            group = {key: value for key, value in raw.groups[0].items() if key not in _MECHANICS}
+            return configuration(Path(), {"optimizer": group}) if group else {}
+    return {}
+
+
+def flatten(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Walk nested mappings.
+
+    Yields:
+        Dotted name and value of every number, text, flag and short list; None and deeper ones are left out.
+    """
+    if isinstance(value, Mapping):
+        if depth < _DEEPEST:
+            for key, inner in value.items():
+                yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+    elif isinstance(value, list | tuple):
+        text = json.dumps(value, default=str)
+        if len(text) <= _LONGEST_TEXT:
+            yield prefix, list(value)
+    elif isinstance(value, str):
+        yield prefix, value[:_LONGEST_TEXT]
+    elif isinstance(value, bool | int | float):
+        yield prefix, value

@@ -1,0 +1,175 @@
+"""Checkpoint layouts: one file each, one line in `FORMATS`; found by walking the run directory once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hnf_offline.errors import InputError
+from hnf_offline.run.formats import hf_trainer, nanogpt, safetensors_folder
+from hnf_offline.run.formats.names import step_in_name, step_in_path
+from hnf_offline.run.formats.protocol import CheckpointFormat
+from hnf_offline.run.records import Checkpoint, Skipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hnf_offline.run.optimizer import RawOptimizer
+
+#: Layout name -> module; the first that recognises a file or folder has it.
+FORMATS: Mapping[str, CheckpointFormat] = {
+    hf_trainer.LAYOUT: hf_trainer,
+    safetensors_folder.LAYOUT: safetensors_folder,
+    nanogpt.LAYOUT: nanogpt,
+}
+
+#: Bounds on the walk: deeper or larger trees are not runs.
+_DEEPEST = 4
+_MOST_ENTRIES = 100_000
+_WEIGHT_SUFFIXES = {".distcp", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+
+
+def find(path: Path, glob: str | None = None) -> tuple[list[Checkpoint], list[Skipped]]:
+    """Find the checkpoints of a run directory, or the one that `path` is.
+
+    A damaged checkpoint is passed over and recorded. Of two with one step the one with more files is kept.
+
+    Args:
+        path: a run directory, a checkpoint folder or a checkpoint file.
+        glob: pattern relative to `path`; only what it matches can be a checkpoint.
+
+    Returns:
+        The checkpoints sorted by step, and what was passed over and why.
+    """
+    found: list[Checkpoint] = []
+    skipped: list[Skipped] = []
+    seen: set[Path] = set()
+    claimed: list[Path] = []
+    unknown: list[Skipped] = []
+    entries = sorted(path.glob(glob)) if glob is not None else _entries(path)
+    for entry in entries:
+        if any(entry.is_relative_to(folder) for folder in claimed):
+            continue
+        real = entry.resolve()
+        if real in seen:
+            continue
+        checkpoint = _recognise(entry, path, skipped)
+        if checkpoint is None:
+            unknown.extend(_unknown(entry))
+            continue
+        seen.add(real)
+        if entry != path:
+            claimed.append(entry)
+        found.extend(checkpoint)
+    skipped += [folder for folder in unknown if not any(one.is_relative_to(folder.path) for one in claimed)]
+    return _one_a_step(found, path, skipped), skipped
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Read a checkpoint's weights on the CPU, in their own types.
+
+    Returns:
+        Parameter name -> tensor.
+    """
+    return FORMATS[checkpoint.layout].load_weights(checkpoint)
+
+
+def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
+    """Read a checkpoint's optimizer state on the CPU, as saved.
+
+    Returns:
+        The state, None where none was saved.
+    """
+    return FORMATS[checkpoint.layout].load_optimizer(checkpoint)
+
+
+def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Read the settings saved with a checkpoint, without reading its tensors.
+
+    Returns:
+        Sections "model", "optimizer", "training"; those that are not there are left out.
+    """
+    return FORMATS[checkpoint.layout].configuration(checkpoint)
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    # What may be a checkpoint: everything below the root, folders before what is in them, the root last.
+    seen_folders: set[Path] = set()
+    count = 0
+
+    def walk(folder: Path, depth: int) -> Iterator[Path]:
+        nonlocal count
+        real = folder.resolve()
+        # A link that leads back up would be walked for ever.
+        if real in seen_folders or depth > _DEEPEST:
+            return
+        seen_folders.add(real)
+        try:
+            children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), child.name))
+        except OSError:
+            return
+        for child in children:
+            count += 1
+            if count > _MOST_ENTRIES:
+                return
+            if child.name.startswith("."):
+                continue
+            yield child
+            if child.is_dir():
+                yield from walk(child, depth + 1)
+
+    if root.is_dir():
+        yield from walk(root, 1)
+    yield root
+
+
+def _recognise(entry: Path, root: Path, skipped: list[Skipped]) -> list[Checkpoint] | None:
+    # The entry's checkpoint in a list; an empty list where it is a damaged one, None where it is none.
+    for layout in FORMATS.values():
+        try:
+            checkpoint = layout.recognise(entry, root)
+        except InputError as error:
+            skipped.append(Skipped(error.path or entry, error.reason, error.remedy or ""))
+            return []
+        except (OSError, ValueError, TypeError, OverflowError) as error:
+            skipped.append(Skipped(entry, f"cannot be read ({error})"))
+            return []
+        if checkpoint is not None:
+            return [checkpoint]
+    return None
+
+
+def _unknown(entry: Path) -> list[Skipped]:
+    # A folder that is named and filled as a checkpoint, of a layout nothing here reads.
+    if not entry.is_dir() or step_in_name(entry.name) is None:
+        return []
+    if any(file.suffix in _WEIGHT_SUFFIXES for file in entry.iterdir()):
+        return [
+            Skipped(
+                entry, "looks like a checkpoint of a layout that is not read", "convert it to safetensors"
+            )
+        ]
+    return []
+
+
+def _one_a_step(found: list[Checkpoint], root: Path, skipped: list[Skipped]) -> list[Checkpoint]:
+    kept: dict[int, Checkpoint] = {}
+    # Final models that trainers save beside the checkpoints say no step, so they have no place in the order.
+    stepped = {c.path for c in found if c.step > 0 or step_in_path(c.path, root) is not None}
+    for checkpoint in found:
+        if stepped and checkpoint.path not in stepped and checkpoint.layout != nanogpt.LAYOUT:
+            skipped.append(
+                Skipped(checkpoint.path, "its weights say no step and there are checkpoints that do")
+            )
+            continue
+        rival = kept.get(checkpoint.step)
+        if rival is None:
+            kept[checkpoint.step] = checkpoint
+            continue
+        better, worse = (
+            (checkpoint, rival) if len(checkpoint.files) > len(rival.files) else (rival, checkpoint)
+        )
+        kept[checkpoint.step] = better
+        skipped.append(Skipped(worse.path, f"is also of step {checkpoint.step}; {better.path} was used"))
+    return [kept[step] for step in sorted(kept)]

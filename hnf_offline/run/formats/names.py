@@ -1,0 +1,45 @@
+"""Steps in the names of files and folders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_KEYED = re.compile(
+    r"(?:^|[^a-z])(?:global_?step|step|iteration|iter|checkpoint|ckpt|update)s?[-_=]?(\d+)(?![\d.]*[a-z])",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(r"\d+")
+
+
+def step_in_name(stem: str) -> int | None:
+    """Read the step from `step-000352`, `checkpoint-100`, `global_step20`, `epoch=1-step=40` or `352`.
+
+    Args:
+        stem: a folder's name, or a file's without its suffix.
+
+    Returns:
+        The step, None where the name has none.
+    """
+    keyed = _KEYED.findall(stem)
+    if keyed:
+        return int(keyed[-1])
+    return int(stem) if _PLAIN.fullmatch(stem) else None
+
+
+def step_in_path(entry: Path, root: Path) -> int | None:
+    """Read the step from the nearest folder name that has one, from an entry up to the run directory.
+
+    Args:
+        entry: a file or folder of the run.
+        root: the run directory; its own name counts only where it is the entry.
+
+    Returns:
+        The step, None where no name has one.
+    """
+    step = step_in_name(entry.stem if entry.is_file() else entry.name)
+    for folder in entry.parents:
+        if step is not None or root in {folder, entry}:
+            break
+        step = step_in_name(folder.name)
+    return step

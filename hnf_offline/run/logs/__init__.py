@@ -1,0 +1,116 @@
+"""Training logs: one file a format, one line in `LOG_FORMATS`; many files and restarts become one `Log`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hnf_offline.errors import InputError
+from hnf_offline.run.logs import delimited, jsonl, trainer_state
+from hnf_offline.run.logs.columns import choose_columns
+from hnf_offline.run.logs.merge import Segment, merge
+from hnf_offline.run.logs.raw import LogFormat, RawLog
+from hnf_offline.run.records import Log
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: Format name -> module; the first that recognises a file reads it.
+LOG_FORMATS: Mapping[str, LogFormat] = {
+    "jsonl": jsonl,
+    "trainer_state": trainer_state,
+    "delimited": delimited,
+}
+
+_HEAD = 65_536
+
+
+def format_of(path: Path) -> str | None:
+    """Find the format of a log file by its name and first characters.
+
+    Returns:
+        A key of `LOG_FORMATS`, None where no format recognises it.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return None
+    return next((name for name, one in LOG_FORMATS.items() if one.recognises(path, head)), None)
+
+
+def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | None = None) -> Log:
+    """Read a training log from one file or the several files of one run.
+
+    Args:
+        path: the file, or the files in any order.
+        columns: our column name -> name in the file, where the names do not tell.
+
+    Returns:
+        One row a step.
+
+    Raises:
+        InputError: when a file has no known format, no step or loss column, or no row.
+    """
+    files = [Path(path)] if isinstance(path, Path | str) else list(path)
+    segments: list[Segment] = []
+    skipped = 0
+    used: dict[str, str] = {}
+    for file in files:
+        raw = _read(file)
+        chosen = choose_columns(raw.frame.columns, _counts(raw.frame), columns or {}, file)
+        rows, unusable = _renamed(raw.frame, chosen)
+        skipped += raw.skipped_lines + unusable
+        used |= chosen
+        if rows["loss"].null_count() == rows.height:
+            raise InputError(f"has no row with a step and a loss ({chosen['loss']})", path=file)
+        segments.append(Segment(file, rows))
+    if not segments:
+        raise InputError("no log file was named", remedy="name at least one")
+    merged = merge(segments)
+    return Log(_ordered(merged.rows), merged.files, merged.duplicates, skipped, merged.restarts, used)
+
+
+def _read(file: Path) -> RawLog:
+    if not file.is_file():
+        raise InputError("is not there" if not file.exists() else "is not a file", path=file)
+    known = format_of(file)
+    if known is None:
+        raise InputError(
+            "is no log of a known format",
+            path=file,
+            remedy="known are JSON lines, CSV and TSV, and trainer_state.json",
+        )
+    return LOG_FORMATS[known].read(file)
+
+
+def _counts(frame: pl.DataFrame) -> dict[str, int]:
+    return {column.name: len(column) - column.null_count() for column in frame.iter_columns()}
+
+
+def _renamed(frame: pl.DataFrame, chosen: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
+    # Our names in place of the file's, rows without a whole step dropped and counted.
+    import polars as pl
+
+    taken = set(chosen.values())
+    step = pl.col(chosen["step"])
+    usable = step.is_not_null() & step.is_finite() & (step == step.round()) & (step.abs() < 2**53)
+    kept = frame.filter(usable)
+    others = [pl.col(name) for name in frame.columns if name not in taken and name not in chosen]
+    ours = [pl.col(column).alias(name) for name, column in chosen.items() if name != "step"]
+    rows = kept.select(step.cast(pl.Int64).alias("step"), *ours, *others)
+    # A row with neither step nor loss (a summary, say) is no training row; one with a loss was lost.
+    lost = frame.filter(
+        ~usable.fill_null(value=False) & (step.is_not_null() | pl.col(chosen["loss"]).is_not_null())
+    )
+    return rows, lost.height
+
+
+def _ordered(rows: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    ours = ["loss", "grad_norm", "learning_rate"]
+    present = [pl.col(n) if n in rows.columns else pl.lit(None, dtype=pl.Float64).alias(n) for n in ours]
+    others = [pl.col(name) for name in rows.columns if name not in {"step", *ours}]
+    return rows.select("step", *present, *others)

@@ -1,0 +1,115 @@
+"""What every log format gives: its numeric columns in the order they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class RawLog:
+    """One log file as read.
+
+    Attributes:
+        frame: numeric columns (f64) under the file's own names, rows in file order.
+        skipped_lines: lines that could not be read.
+    """
+
+    frame: pl.DataFrame
+    skipped_lines: int = 0
+
+
+class LogFormat(Protocol):
+    """One log format, as a module."""
+
+    def recognises(self, path: Path, head: str) -> bool:
+        """Tell by name and first characters whether a file has this format.
+
+        Returns:
+            True where `read` should be tried.
+        """
+        ...
+
+    def read(self, path: Path) -> RawLog:
+        """Read the file.
+
+        Returns:
+            Its numeric columns; raises InputError where it is not of this format after all.
+        """
+        ...
+
+
+def flatten(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    """Flatten nested keys with "/".
+
+    Returns:
+        Key -> value without mappings; nesting beyond eight levels is dropped.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            if depth < 8:
+                flat.update(flatten(value, f"{prefix}{key}/", depth + 1))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def frame_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Make a frame of flat rows: numbers and texts that are numbers; other values become null.
+
+    Returns:
+        One f64 column a key that holds a number anywhere.
+    """
+    import polars as pl
+
+    listed = list(rows)
+    names = dict.fromkeys(key for row in listed for key in row)
+    columns = {name: [as_number(row.get(name)) for row in listed] for name in names}
+    return pl.DataFrame({
+        name: pl.Series(name, values, dtype=pl.Float64)
+        for name, values in columns.items()
+        if any(v is not None for v in values)
+    })
+
+
+def as_number(value: Any) -> float | None:
+    """Read a number from a number or its text; NaN and infinity are numbers.
+
+    Returns:
+        The number, None for anything else.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float | str):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            return None
+    return None
+
+
+def numeric(frame: pl.DataFrame) -> pl.DataFrame:
+    """Keep what is a number: numeric columns, and text columns that hold numbers.
+
+    Returns:
+        The same rows with f64 columns only; columns without any number are dropped.
+    """
+    import polars as pl
+
+    columns = []
+    for column in frame.iter_columns():
+        if column.dtype == pl.String:
+            number = column.str.strip_chars().cast(pl.Float64, strict=False)
+        elif column.dtype.is_numeric():
+            number = column.cast(pl.Float64)
+        else:
+            continue
+        if number.null_count() < len(number):
+            columns.append(number)
+    return pl.DataFrame(columns)

@@ -1,0 +1,233 @@
+"""run.toml: what a user says about a run where discovery would guess wrong."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hnf_offline.errors import InputError, UsageError
+from hnf_offline.run.paths import inside
+from hnf_offline.run.records import OptimizerSettings
+
+NAME = "run.toml"
+
+#: Section -> key -> what its value has to be.
+KEYS: Mapping[str, Mapping[str, str]] = {
+    "model": {"kind": "text", "factory": "text", "config": "text"},
+    "checkpoints": {"glob": "text"},
+    "log": {"files": "texts", "columns": "columns"},
+    "batches": {"file": "text", "tokens": "text", "labels": "text", "steps": "steps", "length": "count"},
+    "optimizer": {
+        "kind": "text",
+        "lr": "number",
+        "betas": "pair",
+        "eps": "number",
+        "momentum": "number",
+        "nesterov": "flag",
+    },
+    "resume": {"steps": "integers"},
+}
+
+MODEL_KINDS = ("hf", "gpt", "factory")
+OPTIMIZER_KINDS = ("adam", "adamw", "sgd", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The settings of one run.toml; empty where the file says nothing.
+
+    Attributes:
+        path: the file, None where there is none.
+        model_kind: "hf", "gpt" or "factory".
+        factory: `package.module:function`.
+        model_config: the model's configuration file.
+        checkpoint_glob: pattern of the checkpoints, relative to the run.
+        log_files: the files of the training log.
+        columns: our column name -> name in the log.
+        batch_file: file of the replay batches.
+        tokens: name of the token array.
+        labels: name of the label array.
+        batch_steps: rows a step, or the step of each row.
+        length: tokens a row, for flat token files.
+        optimizer: optimizer settings that win over the saved state.
+        resume_steps: steps at which training was resumed.
+    """
+
+    path: Path | None = None
+    model_kind: str | None = None
+    factory: str | None = None
+    model_config: Path | None = None
+    checkpoint_glob: str | None = None
+    log_files: tuple[Path, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    batch_file: Path | None = None
+    tokens: str | None = None
+    labels: str | None = None
+    batch_steps: int | tuple[int, ...] | None = None
+    length: int | None = None
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    resume_steps: tuple[int, ...] = ()
+
+
+def read_manifest(run: Path, path: Path | None = None) -> Manifest:
+    """Read the run.toml of a run, or another file in its place.
+
+    Args:
+        run: the run directory; paths in the file are relative to it.
+        path: a manifest to read instead of `run / "run.toml"`.
+
+    Returns:
+        Its settings; empty where there is no such file and none was named.
+
+    Raises:
+        InputError: when the file cannot be read or a path in it leaves the run.
+        UsageError: when a key is unknown or a value has the wrong type.
+    """
+    file = run / NAME if path is None else path
+    if path is None and not file.is_file():
+        return Manifest()
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=file) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not TOML: {error}", path=file, remedy="mend that line") from error
+
+    _check_keys(content, file)
+    model, batches, optimizer = (content.get(name, {}) for name in ("model", "batches", "optimizer"))
+    _one_of(model.get("kind"), MODEL_KINDS, "[model] kind", file)
+    _one_of(optimizer.get("kind"), OPTIMIZER_KINDS, "[optimizer] kind", file)
+    if model.get("kind") == "factory" and "factory" not in model:
+        raise UsageError(
+            '[model] kind = "factory" needs a factory',
+            path=file,
+            remedy='add factory = "package.module:function"',
+        )
+    files = content.get("log", {}).get("files", ())
+    steps = batches.get("steps")
+    betas = optimizer.get("betas")
+
+    def located(name: str | None) -> Path | None:
+        return None if name is None else _existing(inside(run, name, named_by=file), file)
+
+    return Manifest(
+        path=file,
+        model_kind=model.get("kind", "factory" if "factory" in model else None),
+        factory=model.get("factory"),
+        model_config=located(model.get("config")),
+        checkpoint_glob=_safe_glob(content.get("checkpoints", {}).get("glob"), file),
+        log_files=tuple(
+            _existing(inside(run, name, named_by=file), file)
+            for name in ([files] if isinstance(files, str) else files)
+        ),
+        columns=content.get("log", {}).get("columns", {}),
+        batch_file=located(batches.get("file")),
+        tokens=batches.get("tokens"),
+        labels=batches.get("labels"),
+        batch_steps=tuple(steps) if isinstance(steps, list) else steps,
+        length=batches.get("length"),
+        optimizer=OptimizerSettings(
+            kind=optimizer.get("kind"),
+            learning_rate=_float(optimizer.get("lr")),
+            betas=None if betas is None else (float(betas[0]), float(betas[1])),
+            eps=_float(optimizer.get("eps")),
+            momentum=_float(optimizer.get("momentum")),
+            nesterov=optimizer.get("nesterov"),
+        ),
+        resume_steps=tuple(sorted(content.get("resume", {}).get("steps", ()))),
+    )
+
+
+def _check_keys(content: Mapping[str, Any], file: Path) -> None:
+    for section, keys in content.items():
+        if section not in KEYS:
+            raise UsageError(f"unknown section [{section}]", path=file, remedy=_did_you_mean(section, KEYS))
+        if not isinstance(keys, dict):
+            raise UsageError(
+                f"{section} is a section", path=file, remedy=f"write [{section}] on its own line"
+            )
+        for key, value in keys.items():
+            if key not in KEYS[section]:
+                remedy = _did_you_mean(key, KEYS[section])
+                raise UsageError(f"unknown key {key!r} in [{section}]", path=file, remedy=remedy)
+            wanted = _CHECKS[KEYS[section][key]]
+            if not wanted[1](value):
+                raise UsageError(f"[{section}] {key} = {value!r} is not {wanted[0]}", path=file)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+
+
+_CHECKS: Mapping[str, tuple[str, Any]] = {
+    "text": ("text", lambda value: isinstance(value, str) and value != ""),
+    "texts": (
+        "a list of file names",
+        lambda value: (
+            isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+        ),
+    ),
+    "columns": (
+        'a table such as { loss = "train/loss" }',
+        lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+    ),
+    "number": ("a number", _is_number),
+    "count": ("a whole number above 0", _is_count),
+    "pair": (
+        "two numbers such as [0.9, 0.999]",
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
+    ),
+    "flag": ("true or false", lambda value: isinstance(value, bool)),
+    "integers": ("a list of steps", _are_integers),
+    "steps": (
+        "the number of rows a step, or a list with the step of each row",
+        lambda value: _is_count(value) or _are_integers(value),
+    ),
+}
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def _one_of(value: str | None, known: tuple[str, ...], what: str, file: Path) -> None:
+    if value is not None and value not in known:
+        raise UsageError(
+            f"{what} = {value!r} is not known", path=file, remedy=_did_you_mean(value, dict.fromkeys(known))
+        )
+
+
+def _safe_glob(pattern: str | None, file: Path) -> str | None:
+    if pattern is not None and (Path(pattern).is_absolute() or ".." in Path(pattern).parts):
+        raise InputError(
+            f"[checkpoints] glob = {pattern!r} leads outside of the run",
+            path=file,
+            remedy="give a pattern relative to the run directory, such as 'weights/step*'",
+        )
+    return pattern
+
+
+def _existing(path: Path, file: Path) -> Path:
+    if not path.exists():
+        raise InputError(
+            f"names {path}, which is not there", path=file, remedy="mend the name or remove the line"
+        )
+    return path
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)

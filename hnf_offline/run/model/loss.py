@@ -1,0 +1,137 @@
+"""The loss of a module on token rows, and the logits it came from, whatever the module returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hnf_offline.errors import InputError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one replayed batch gave.
+
+    Attributes:
+        loss: mean cross-entropy, a scalar with its graph.
+        logits: of the predicted positions, [positions, vocabulary]; None where the module hides them.
+        targets: the correct tokens, [positions]; None where there are no logits.
+    """
+
+    loss: Tensor
+    logits: Tensor | None
+    targets: Tensor | None
+
+
+def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcome:
+    """Run a module on rows of tokens.
+
+    The module is called as `module(input_ids=..., labels=...)`, without labels where it takes none. The loss is
+    its `.loss` or `["loss"]`, or else the cross-entropy of its logits: shifted by one where the labels have the
+    shape of the tokens, of the last position where there is one label a row. Labels of -100 do not count.
+
+    Args:
+        module: any module.
+        tokens: [rows, length], int64.
+        labels: [rows, length] or [rows], int64; None where the labels are the tokens.
+
+    Returns:
+        The loss and, where the module shows them, the predicted positions' logits.
+
+    Raises:
+        InputError: if neither a loss nor logits come back.
+    """
+    wanted = tokens if labels is None else labels
+    names = inspect.signature(module.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
+    arguments: dict[str, Tensor] = {}
+    if "labels" in names or takes_any:
+        arguments["labels"] = wanted
+    output = (
+        module(input_ids=tokens, **arguments)
+        if "input_ids" in names or takes_any
+        else module(tokens, **arguments)
+    )
+    loss, logits = _field(output, "loss"), _field(output, "logits")
+    if logits is None and isinstance(output, Tensor) and output.ndim >= 2:
+        logits = output
+    if logits is None and isinstance(output, tuple) and output:
+        logits = next((item for item in output if isinstance(item, Tensor) and item.ndim == 3), None)
+    if isinstance(output, Tensor) and output.ndim == 0:
+        loss = output
+    if logits is None and loss is None:
+        raise InputError(
+            f"the model returned {type(output).__name__} with neither a loss nor logits",
+            remedy="let the module return logits, or an object with .loss",
+        )
+    if logits is None:
+        assert loss is not None
+        return Outcome(loss, None, None)
+    positions, targets = predicted(logits, wanted)
+    if loss is None:
+        loss = functional.cross_entropy(positions, targets)
+    return Outcome(loss, positions, targets)
+
+
+def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick the positions that are predicted and their targets.
+
+    Returns:
+        Logits [positions, vocabulary] and targets [positions].
+
+    Raises:
+        InputError: if the shapes do not fit.
+    """
+    if logits.ndim == 2 and labels.ndim == 1:
+        positions, targets = logits, labels
+    elif logits.ndim == 3 and labels.ndim == 1:
+        positions, targets = logits[:, -1], labels
+    elif logits.ndim == 3 and labels.shape == logits.shape[:2]:
+        positions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    else:
+        raise InputError(
+            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not fit"
+        )
+    counted = targets != IGNORED
+    if not bool(counted.all()):
+        positions, targets = positions[counted], targets[counted]
+    return positions, targets
+
+
+def _field(output: Any, name: str) -> Tensor | None:
+    value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    return value if isinstance(value, Tensor) else None
+
+
+def count_predicted(tokens: Tensor, labels: Tensor | None) -> int:
+    """Count the positions that enter the mean loss: the weight of a micro-batch.
+
+    Returns:
+        The number of predicted positions.
+    """
+    wanted = tokens if labels is None else labels
+    return int((wanted if wanted.ndim == 1 else wanted[:, 1:]).ne(IGNORED).sum())
+
+
+def check_tokens(tokens: Tensor, vocabulary: int | None) -> None:
+    """Refuse tokens that the embedding does not have, before an index error or a GPU assertion does.
+
+    Raises:
+        InputError: if a token lies outside the vocabulary.
+    """
+    if tokens.numel() == 0 or vocabulary is None:
+        return
+    low, high = (int(edge) for edge in torch.aminmax(tokens))
+    if low < 0 or high >= vocabulary:
+        raise InputError(
+            f"token {high if high >= vocabulary else low} in the batches, but the model knows 0..{vocabulary - 1}",
+            remedy="give the batches this run was trained on with --replay",
+        )

@@ -1,0 +1,199 @@
+"""Open a run: find everything it left on disk, without configuration, and say what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hnf_offline.errors import InputError
+from hnf_offline.run import formats
+from hnf_offline.run.batches import find_batches
+from hnf_offline.run.configuration import configuration
+from hnf_offline.run.formats.safetensors_file import read_json
+from hnf_offline.run.formats.safetensors_folder import is_recording
+from hnf_offline.run.logs import format_of, read_log
+from hnf_offline.run.logs.find import find_logs
+from hnf_offline.run.manifest import Manifest, read_manifest
+from hnf_offline.run.records import Batches, Checkpoint, Log, Missing, ModelSource, Run, Skipped
+
+_REMEDY = "point at the folder that holds the checkpoints or the log, or name them in a run.toml there"
+
+
+def open_run(path: Path | str, manifest: Path | str | None = None) -> Run:
+    """Find the checkpoints, log, batches, model and settings of a run.
+
+    Args:
+        path: a run directory, one checkpoint, or one log file.
+        manifest: a run.toml to read instead of the one in the directory.
+
+    Returns:
+        The run; what could not be read is in `skipped`, what is not there in `missing`.
+
+    Raises:
+        InputError: when there is neither a readable checkpoint nor a readable log.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("is not there", path=path, remedy="check the spelling, or where the run is mounted")
+    folder = path if path.is_dir() else path.parent
+    said = (
+        read_manifest(folder, None if manifest is None else Path(manifest))
+        if path.is_dir() or manifest
+        else Manifest()
+    )
+
+    checkpoints, skipped = formats.find(path, said.checkpoint_glob)
+    if path.is_file() and not checkpoints:
+        if skipped and format_of(path) is None:
+            raise InputError(skipped[0].reason, path=skipped[0].path, remedy=skipped[0].remedy or None)
+        log: Log | None = read_log(path, said.columns)
+    elif path.is_file():
+        log = None
+    else:
+        log, passed_over = _log(path, said, checkpoints)
+        skipped += passed_over
+    if not checkpoints and log is None:
+        if skipped:
+            raise InputError(
+                f"nothing in it can be read; {skipped[0].path}: {skipped[0].reason}",
+                path=path,
+                remedy=skipped[0].remedy or _REMEDY,
+            )
+        raise InputError("holds no checkpoint and no log of a known format", path=path, remedy=_REMEDY)
+
+    sections, section_file = _sections(path, checkpoints, skipped)
+    model = _model(said, sections, section_file)
+    batches = _batches(path, said, checkpoints, log)
+    return Run(
+        path=path,
+        name=path.name or path.resolve().name,
+        checkpoints=tuple(checkpoints),
+        log=log,
+        batches=batches,
+        model=model,
+        optimizer=said.optimizer,
+        resume_steps=said.resume_steps or (log.restarts if log is not None else ()),
+        configuration=configuration(path, sections),
+        skipped=tuple(skipped),
+        missing=tuple(_missing(checkpoints, log, batches, model)),
+    )
+
+
+def _log(path: Path, said: Manifest, checkpoints: list[Checkpoint]) -> tuple[Log | None, list[Skipped]]:
+    if said.log_files:
+        return read_log(said.log_files, said.columns), []
+    return find_logs(path, checkpoints, said.columns)
+
+
+def _sections(
+    path: Path, checkpoints: list[Checkpoint], skipped: list[Skipped]
+) -> tuple[Mapping[str, Any], Path | None]:
+    # The settings saved with the run: of the first checkpoint that has any, or of the run's config.json.
+    config_file = path / "config.json"
+    config = read_json(config_file) if path.is_dir() else {}
+    recorded = {
+        key: config[key] for key in ("model", "optimizer", "training") if isinstance(config.get(key), dict)
+    }
+    sections: dict[str, Any] = {}
+    file: Path | None = None
+    with_optimizer = any(checkpoint.optimizer_files for checkpoint in checkpoints)
+    for checkpoint in checkpoints:
+        try:
+            saved = formats.configuration(checkpoint)
+        except InputError as error:
+            skipped.append(Skipped(error.path or checkpoint.path, error.reason, error.remedy or ""))
+            continue
+        if saved.get("model") and "model" not in sections:
+            file = checkpoint.config_file or checkpoint.weight_files[0]
+        for key, section in saved.items():
+            sections[key] = {**section, **sections.get(key, {})}
+        # The optimizer's settings come from the first checkpoint that has its state.
+        if "model" in sections and (checkpoint.optimizer_files or not with_optimizer):
+            break
+    if is_recording(config):
+        sections = {
+            **sections,
+            **recorded,
+            "optimizer": {**sections.get("optimizer", {}), **recorded.get("optimizer", {})},
+        }
+        file = config_file
+    elif "model" not in sections and "model_type" in config:
+        sections["model"], file = config, config_file
+    return sections, file
+
+
+def _model(said: Manifest, sections: Mapping[str, Any], section_file: Path | None) -> ModelSource | None:
+    file = said.model_config or section_file
+    config: Mapping[str, Any] = sections.get("model") or {}
+    if said.model_config is not None:
+        config = read_json(said.model_config)
+        if is_recording(config):
+            config = config.get("model") or {}
+        if not config:
+            raise InputError(
+                "is not a JSON object", path=said.model_config, remedy="name the model's config.json"
+            )
+    if said.model_kind == "factory":
+        return ModelSource("factory", config, file, said.factory)
+    if not config:
+        if said.model_kind is not None:
+            raise InputError(
+                f'[model] kind = "{said.model_kind}" has no configuration',
+                path=said.path,
+                remedy='add config = "config.json"',
+            )
+        return None
+    kind = said.model_kind or (
+        "gpt" if config.get("model_type") == "gpt" else "hf" if "model_type" in config else None
+    )
+    return None if kind is None else ModelSource(kind, dict(config), file)
+
+
+def _batches(path: Path, said: Manifest, checkpoints: list[Checkpoint], log: Log | None) -> Batches | None:
+    logged = [] if log is None or not log.rows.height else [int(log.rows["step"][-1])]
+    first = None if log is None or not log.rows.height else int(log.rows["step"][0])
+    return find_batches(
+        path, said, last_steps=[*logged, *(c.step for c in checkpoints[-1:])], first_logged_step=first
+    )
+
+
+def _missing(
+    checkpoints: list[Checkpoint], log: Log | None, batches: Batches | None, model: ModelSource | None
+) -> list[Missing]:
+    missing = []
+    if not checkpoints:
+        missing.append(
+            Missing("no checkpoint", "only the log can be read: no curvature, no layer, no advice on it")
+        )
+    else:
+        if model is None:
+            missing.append(
+                Missing("no model", "the weights cannot be run: only what weights alone show is measured")
+            )
+        if batches is None:
+            missing.append(
+                Missing("no batches", "nothing can be replayed: no gradient, no attention, no curvature")
+            )
+        without = sum(not checkpoint.optimizer_files for checkpoint in checkpoints)
+        if without:
+            missing.append(
+                Missing(
+                    f"no optimizer state in {without} of {len(checkpoints)} checkpoints",
+                    "no stability ratio there, only the raw curvature",
+                )
+            )
+    if log is None:
+        missing.append(Missing("no log", "no loss spike can be found, so nothing can be related to one"))
+    else:
+        for column, what, cost in (
+            ("grad_norm", "no gradient norm in the log", "no comparison with the usual warning sign"),
+            (
+                "learning_rate",
+                "no learning rate in the log",
+                "jumps of the learning rate cannot be seen between checkpoints",
+            ),
+        ):
+            if log.rows[column].null_count() == log.rows.height:
+                missing.append(Missing(what, cost))
+    return missing

@@ -1,0 +1,185 @@
+"""What a run directory holds, as frozen records. Nothing here reads tensors or imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights after `step` optimizer updates, as files.
+
+    Attributes:
+        step: optimizer updates applied to these weights.
+        path: the folder or file a user would name.
+        layout: name of the format that reads it (a key of `run.formats.FORMATS`).
+        weight_files: the files that hold the weights.
+        optimizer_files: the files that hold the optimizer state, empty where none was saved.
+        config_file: the model configuration saved with it, if any.
+    """
+
+    step: int
+    path: Path
+    layout: str
+    weight_files: tuple[Path, ...]
+    optimizer_files: tuple[Path, ...] = ()
+    config_file: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files whose content decides what is measured at this checkpoint."""
+        return self.weight_files + self.optimizer_files
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The training log: one row a step, sorted by step, each step once.
+
+    The loss of step s is computed before update s, so on the weights of checkpoint s - 1.
+
+    Attributes:
+        rows: columns `step` (i64), and `loss`, `grad_norm`, `learning_rate` (f64, null where the log has
+            none, NaN and infinity kept), then any other numeric column under its own name.
+        files: the files it was read from.
+        duplicates: rows whose step came again later (the last writer wins).
+        skipped_lines: lines that could not be read.
+        restarts: steps at which the log jumps back or starts again: resumes of the run.
+        columns: our column name -> the name in the file.
+    """
+
+    rows: pl.DataFrame
+    files: tuple[Path, ...]
+    duplicates: int = 0
+    skipped_lines: int = 0
+    restarts: tuple[int, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Saved token batches, read only when asked for.
+
+    Attributes:
+        path: the file.
+        tokens: name of the token array in it.
+        labels: name of the label array, None where the labels are the tokens.
+        rows: number of sequences.
+        length: tokens a sequence.
+        rows_per_step: sequences of one optimizer step when the file holds the training batches in order.
+        first_step: the step whose batch is rows 0..rows_per_step-1.
+        steps: the step of each row where the file says so; wins over `rows_per_step`.
+    """
+
+    path: Path
+    tokens: str
+    labels: str | None
+    rows: int
+    length: int
+    rows_per_step: int | None = None
+    first_step: int = 1
+    steps: tuple[int, ...] | None = None
+
+    def rows_of_step(self, step: int) -> range | tuple[int, ...]:
+        """Which rows were the batch of an optimizer step.
+
+        Returns:
+            Row numbers, empty where the file does not say or does not hold them.
+        """
+        if self.steps is not None:
+            return tuple(row for row, of in enumerate(self.steps) if of == step)
+        if self.rows_per_step is None:
+            return ()
+        start = (step - self.first_step) * self.rows_per_step
+        stop = start + self.rows_per_step
+        return range(start, stop) if start >= 0 and stop <= self.rows else ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """How to build the module the checkpoints belong to.
+
+    Attributes:
+        kind: "gpt" (built in), "hf" (transformers) or "factory" (the user's function).
+        config: the configuration as read.
+        config_file: where it was read.
+        factory: `package.module:function` for kind "factory".
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    config_file: Path | None = None
+    factory: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """What `run.toml` says about the optimizer; None where it says nothing and the saved state decides."""
+
+    kind: str | None = None
+    learning_rate: float | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One file or line that was passed over, and why."""
+
+    path: Path
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something the run lacks, and what that costs the analysis."""
+
+    what: str
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory as found on disk.
+
+    Attributes:
+        path: the directory.
+        name: its last component.
+        checkpoints: sorted by step.
+        log: the training log, None where none was found.
+        batches: replay batches, None where none were found.
+        model: how to build the module, None where unknown.
+        optimizer: what run.toml says of the optimizer.
+        resume_steps: steps at which training was resumed (run.toml, or restarts in the log).
+        configuration: every hyper-parameter found, flattened ("optimizer.learning_rate" -> 0.01).
+        skipped: files and lines passed over.
+        missing: what is not there and what that costs.
+    """
+
+    path: Path
+    name: str
+    checkpoints: tuple[Checkpoint, ...]
+    log: Log | None
+    batches: Batches | None
+    model: ModelSource | None
+    optimizer: OptimizerSettings = OptimizerSettings()
+    resume_steps: tuple[int, ...] = ()
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def gap(self) -> int | None:
+        """Median number of steps between checkpoints: the resolution of every lead; None below two."""
+        steps = [checkpoint.step for checkpoint in self.checkpoints]
+        gaps = sorted(after - before for before, after in pairwise(steps))
+        return gaps[len(gaps) // 2] if gaps else None

@@ -1,0 +1,112 @@
+"""The long table: the one thing that travels between the rooms (one row a measured value)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: Column name -> name of its polars type. `layer` is "" for the whole model.
+COLUMNS = {
+    "step": "Int64",
+    "layer": "String",
+    "kind": "String",
+    "depth": "Int32",
+    "quantity": "String",
+    "value": "Float64",
+    "low": "Float64",
+    "high": "Float64",
+    "certified": "Boolean",
+    "batch": "String",
+}
+
+#: What a layer can be; reports colour by it.
+KINDS = (
+    "embedding",
+    "query",
+    "key",
+    "value",
+    "out",
+    "softmax",
+    "mlp_up",
+    "mlp_down",
+    "norm",
+    "head",
+    "block",
+    "model",
+    "other",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured value.
+
+    Attributes:
+        step: optimizer updates applied to the weights that were measured.
+        layer: module path, "" for the whole model, `<attention>.softmax` for a softmax.
+        kind: one of `KINDS`.
+        depth: position in forward order: -1 the whole model, 0 the embedding, then layer by layer.
+        quantity: a name of the catalogue, `family.quantity`.
+        value: the measured value; may be NaN or infinite, which is a finding.
+        low: lower end of the error bar, None where the value is exact.
+        high: upper end of the error bar, None where the value is exact.
+        certified: False where a solver stopped early or dominance is not sure.
+        batch: which rows were replayed ("" where no batch is involved).
+    """
+
+    step: int
+    layer: str
+    kind: str
+    depth: int
+    quantity: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    certified: bool = True
+    batch: str = ""
+
+
+def schema() -> dict[str, pl.DataType]:
+    """Give the table's polars schema.
+
+    Returns:
+        Column name to polars data type, in column order.
+    """
+    import polars as pl
+
+    return {name: getattr(pl, kind)() for name, kind in COLUMNS.items()}
+
+
+def table(rows: Iterable[Row] = ()) -> pl.DataFrame:
+    """Make the long table of some rows.
+
+    Returns:
+        The table, sorted by (step, depth, quantity).
+    """
+    import polars as pl
+
+    return sort(pl.DataFrame([asdict(row) for row in rows], schema=schema()))
+
+
+def sort(profile: pl.DataFrame) -> pl.DataFrame:
+    """Sort a long table by (step, depth, layer, quantity, batch), stably.
+
+    Returns:
+        The sorted table.
+    """
+    return profile.sort(["step", "depth", "layer", "quantity", "batch"], maintain_order=True)
+
+
+def series(profile: pl.DataFrame, quantity: str, layer: str = "") -> pl.DataFrame:
+    """Select one quantity of one layer over the steps.
+
+    Returns:
+        The matching rows, sorted by step; empty where the quantity was not measured.
+    """
+    import polars as pl
+
+    return profile.filter((pl.col("quantity") == quantity) & (pl.col("layer") == layer)).sort("step")

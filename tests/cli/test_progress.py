@@ -1,0 +1,90 @@
+"""Progress: a bar on a terminal, plain lines elsewhere, and no escape where none is wanted."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hnf_offline.profile.settings import Progress
+from hnf_offline.progress import Reporter
+
+ANSI = "\x1b"
+
+
+def on_a_terminal(arguments: list[str], cwd: Path, **environment: str) -> tuple[int, str]:
+    """Run `hnf` with stdout and stderr on one pseudo-terminal."""
+    ours, theirs = pty.openpty()
+    base = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "TERM", "FORCE_COLOR"}}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hnf_offline", *arguments],
+        stdout=theirs, stderr=theirs, cwd=cwd, env=base | {"TERM": "xterm-256color"} | environment,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    return process.wait(), shown.decode()
+
+
+def test_a_terminal_gets_one_bar(tiny_run: Path, tmp_path: Path) -> None:
+    code, shown = on_a_terminal(["profile", str(tiny_run), "--tier", "forward"], tmp_path)
+    assert code == 0
+    assert ANSI in shown
+    assert "profile 4/4 step 24 forward" in shown
+    assert "s/ckpt ETA 0:00" in shown
+
+
+@pytest.mark.parametrize(
+    "environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}]
+)
+def test_a_terminal_that_wants_no_escapes_gets_none(
+    environment: dict[str, str], tiny_run: Path, tmp_path: Path
+) -> None:
+    for arguments in (["profile", str(tiny_run), "--tier", "forward"], ["--help"], ["nope"], []):
+        _, shown = on_a_terminal(arguments, tmp_path, **environment)
+        assert ANSI not in shown
+
+
+def test_elsewhere_a_line_at_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter("profile", "forward") as tell:
+        for done in range(1, 101):
+            tell(Progress(10 * done, done, 100, 0, 2.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "profile 10/100 step 100 forward 2.0 s/ckpt ETA 3:00"
+    assert lines[-1] == "profile 100/100 step 1000 forward 2.0 s/ckpt ETA 0:00"
+
+
+def test_a_slow_step_is_told_after_half_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr("hnf_offline.progress.time.monotonic", lambda: float(next(clock)))
+    with Reporter("profile", "forward") as tell:
+        for done in range(1, 4):
+            tell(Progress(done, done, 1000, 0, 40.0))
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_events_and_the_cache_are_told_and_quiet_tells_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(140, 29, 30, 28, 1.0, "step 140: S = 1.20\x1b[31m, beyond the edge [of] stability")
+    with Reporter("profile", "curvature") as tell:
+        tell(progress)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["28 of 30 from cache", "step 140: S = 1.20\\x1b[31m, beyond the edge [of] stability"]
+    with Reporter("profile", "curvature", quiet=True) as tell:
+        tell(progress)
+    assert capsys.readouterr().err == ""
+    assert tell.last is progress

@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import pytest
+
+from hnf_offline.errors import UsageError
+from hnf_offline.findings import Alarm
+from hnf_offline.report.heat import heat_map
+from hnf_offline.report.monitor import monitor_lines
+from hnf_offline.report.terminal import spikes_table, summary
+from hnf_offline.table import Row, table
+
+from . import made
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("run", [made.spike_run, made.healthy_run, made.nan_run, made.log_only_run])
+def test_the_summary_fits_with_the_verdict_first(run, width):
+    lines = summary(run().findings, width=width).split("\n")
+    assert len(lines) <= 12
+    assert max(map(len, lines)) <= width
+    word = run().findings.verdict["word"]
+    assert word in lines[1]
+
+
+def test_the_summary_tells_every_fact_and_the_worst_spike_first_in_detail():
+    text = summary(made.spike_run().findings, width=100)
+    assert "layers.0.self_attn.k_proj at 140   lead 11 steps   learning rate" in text
+    assert "spike 2  onset 220  peak 10.86" in text
+    assert "not shown (2 spikes)" in text
+    assert "missing: optimizer.pt in 17 of 30" in text
+
+
+def test_many_spikes_are_cut_to_the_worst_and_counted():
+    findings = made.spike_run().findings
+    many = tuple(replace(findings.spikes[1], id=place, onset=place * 9) for place in range(3, 23))
+    text = summary(replace(findings, spikes=findings.spikes + many, stories=()))
+    assert len(text.split("\n")) <= 12
+    assert "spike 1 " in text
+    assert "milder spikes; all in the report" in text
+
+
+def test_escapes_from_files_never_reach_the_terminal():
+    findings = made.spike_run().findings
+    evil = "\x1b]0;title\x07\x1b[2Jname\r\n\u202e"
+    alarms = (replace(findings.alarms[0], text=evil, action=evil),)
+    findings = replace(findings, run={**findings.run, "name": evil}, alarms=alarms)
+    for text in (summary(findings), *monitor_lines(findings)):
+        assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
+    assert "name" in summary(findings)
+
+
+def test_ascii_is_ascii_and_colour_is_only_on_request():
+    run = made.spike_run()
+    plain = summary(run.findings, unicode=False) + heat_map(run.profile, unicode=False)
+    assert plain.isascii()
+    assert "\x1b" not in summary(run.findings) + heat_map(run.profile)
+    assert "\x1b[1m" in summary(run.findings, color=True)
+    assert "\x1b[" in heat_map(run.profile, color=True)
+
+
+def test_the_map_has_the_source_documents_form_and_bands():
+    rows = [
+        Row(step, f"layers.{layer}.softmax", "softmax", layer, "proxy.softmax_log10", value)
+        for layer, values in enumerate([(1.0, 2.9, 2.0), (2.0, 5.9, 8.9), (2.0, 9.1, float("inf"))])
+        for step, value in zip((0, 100, 200), values, strict=True)
+    ]
+    lines = heat_map(table(rows)).split("\n")
+    assert lines[0].split() == ["Step", "|", "0", "100", "200"]
+    assert [line.split("|")[1].split() for line in lines[2:5]] == [
+        ["■", "■", "■"],
+        ["■", "▓", "█"],
+        ["■", "!!!", "!!!"],
+    ]
+    assert "■ low (<1e3), ▓ medium (<1e6), █ high (<1e9), !!! danger (>1e9)" in lines[-1]
+
+
+def test_s_has_its_own_bands_with_the_edge_at_one():
+    rows = [
+        Row(step, "layers.0.a", "key", 0, "hessian.stability_ratio", value)
+        for step, value in ((0, 0.29), (1, 0.79), (2, 0.99), (3, 1.0))
+    ]
+    assert "■    ▓    █    !!!" in heat_map(table(rows))
+
+
+def test_summary_and_map_fit_thirty_lines_and_the_spikes_are_marked():
+    run = made.spike_run()
+    text = heat_map(run.profile, findings=run.findings)
+    assert len((summary(run.findings) + "\n" + text).split("\n")) <= 30
+    assert "^1" in text and "^2" in text
+    assert made.GUILTY.split(".self")[0].removeprefix("model.") in text
+    assert max(map(len, text.split("\n"))) <= 80
+
+
+def test_pooling_keeps_the_highest_value():
+    run = made.large_run(400, 260)
+    lines = heat_map(run.profile, width=80).split("\n")
+    assert "400 layers pooled to 14 rows by their highest value" in lines[-1]
+    assert len(lines) <= 18
+    guilty = next(line for line in lines if "!!!" in line)
+    assert guilty.startswith("layers.20-22 ")
+
+
+def test_no_layers_is_a_sentence_and_an_unknown_quantity_an_error():
+    assert heat_map(table()) == "no map: no quantity was measured per layer"
+    with pytest.raises(UsageError, match="not measured per layer"):
+        heat_map(made.spike_run().profile, quantity="attention.entropy")
+
+
+def test_the_monitor_speaks_in_causal_order_with_actions_after_their_alarm():
+    lines = list(monitor_lines(made.spike_run().findings))
+    assert lines == [
+        "[WARNING] Step 140: S reaches 1 near step 156",
+        "[INFO] Step 140: mass moves into layers.0 k_proj",
+        "[DANGER] Step 150: S = 1.70 crosses 1",
+        "[ACTION] resume from checkpoint 140 with learning rate 0.0081",
+        "[SPIKE] Step 151: loss 2.28 -> 6.28 at step 152",
+        "[SPIKE] Step 220: loss 2.75 -> 10.86",
+        "[WARNING] Step 260: headroom 1.4",
+    ]
+
+
+def test_an_alarm_known_later_than_its_step_is_told_when_it_was_known():
+    late = Alarm(100, 190, "hessian.lambda_max", "", 1.0, 1.0, "band", "warning", "late")
+    findings = replace(made.spike_run().findings, alarms=(late,))
+    lines = list(monitor_lines(findings))
+    assert lines.index("[WARNING] Step 190: late") == 1
+
+
+def test_spikes_table_has_one_line_a_spike():
+    text = spikes_table(made.spike_run().findings.spikes)
+    assert len(text.split("\n")) == 3
+    assert "10.86" in text and "never, offset +0.14" in text
+    assert spikes_table(()) == "no loss spike found"

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from hnf_offline.errors import InputError
+from hnf_offline.run.batches import describe, find_batches, load_rows
+from hnf_offline.run.manifest import Manifest
+
+TOKENS = (np.arange(24 * 5).reshape(24, 5) * 7 % 251).astype(np.uint8)
+LABELS = np.arange(24).astype(np.int32)
+
+
+def stored(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(arrays, path)
+    else:
+        (np.savez_compressed if "packed" in path.name else np.savez)(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("name", ["batches.safetensors", "batches.npz", "packed_batches.npz"])
+def test_rows_come_in_the_order_asked_for(tmp_path: Path, name: str) -> None:
+    file = stored(tmp_path / name, {"tokens": TOKENS, "labels": LABELS, "other": np.ones(3)})
+    batches = find_batches(tmp_path, last_steps=[12])
+    assert batches is not None and (batches.path, batches.rows, batches.length) == (file, 24, 5)
+    assert batches.rows_per_step == 2 and list(batches.rows_of_step(12)) == [22, 23]
+    tokens, labels = load_rows(batches, [7, 0, 7, 23])
+    assert tokens.dtype == torch.int64 and np.array_equal(tokens, TOKENS[[7, 0, 7, 23]])
+    assert labels is not None and labels.tolist() == [7, 0, 7, 23]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_three_dimensions_say_the_rows_of_a_step(tmp_path: Path, suffix: str) -> None:
+    folded = {"input_ids": TOKENS.reshape(6, 4, 5), "labels": TOKENS.reshape(6, 4, 5)[..., ::-1].copy()}
+    batches = describe(stored(tmp_path / f"b{suffix}", folded))
+    assert (batches.rows, batches.rows_per_step) == (24, 4)
+    tokens, labels = load_rows(batches, batches.rows_of_step(3))
+    assert np.array_equal(tokens, TOKENS[8:12])
+    assert labels is not None and np.array_equal(labels, TOKENS[8:12, ::-1])
+
+
+def test_recorded_steps_win(tmp_path: Path) -> None:
+    steps = np.repeat(np.array([100, 200, 300]), 8)
+    stored(tmp_path / "batches.safetensors", {"input_ids": TOKENS, "steps": steps})
+    batches = find_batches(tmp_path, last_steps=[12])
+    assert batches is not None and batches.rows_per_step is None
+    assert list(batches.rows_of_step(200)) == list(range(8, 16)) and batches.rows_of_step(150) == ()
+
+
+def test_rows_of_a_step_are_not_made_up(tmp_path: Path) -> None:
+    stored(tmp_path / "batches.npz", {"tokens": TOKENS})
+    batches = find_batches(tmp_path, last_steps=[7, 1000])
+    assert batches is not None and batches.rows_per_step is None and batches.rows_of_step(1) == ()
+
+
+def test_a_log_that_counts_from_zero(tmp_path: Path) -> None:
+    stored(tmp_path / "batches.npz", {"tokens": TOKENS})
+    batches = find_batches(tmp_path, last_steps=[11], first_logged_step=0)
+    assert batches is not None and list(batches.rows_of_step(0)) == [0, 1]
+
+
+def test_flat_tokens_need_a_row_length(tmp_path: Path) -> None:
+    file = tmp_path / "train.bin"
+    np.arange(23, dtype=np.uint16).tofile(file)
+    assert find_batches(tmp_path) is None
+    with pytest.raises(InputError, match="row length"):
+        find_batches(tmp_path, Manifest(batch_file=file))
+    batches = find_batches(tmp_path, Manifest(batch_file=file, length=5, batch_steps=2))
+    assert batches is not None and (batches.rows, batches.rows_per_step) == (4, 2)
+    assert load_rows(batches, batches.rows_of_step(2))[0].tolist() == [
+        list(range(10, 15)),
+        list(range(15, 20)),
+    ]
+
+
+def test_weights_are_not_batches(tmp_path: Path) -> None:
+    save_file({"weight": np.ones((3, 3), dtype=np.float32)}, tmp_path / "model.safetensors")
+    assert find_batches(tmp_path) is None
+
+
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+            return Path.touch, (str(canary),)
+
+    np.savez(tmp_path / "batches.npz", tokens=np.array([Trap()], dtype=object))
+    assert find_batches(tmp_path) is None
+    with pytest.raises(InputError, match="objects"):
+        describe(tmp_path / "batches.npz")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "hint"),
+    [
+        ({"x": TOKENS}, "no token array among x"),
+        ({"tokens": TOKENS.astype(np.float32)}, "not whole numbers"),
+        ({"tokens": TOKENS, "labels": LABELS[:3]}, "labels have shape"),
+        ({"tokens": TOKENS, "steps": LABELS[:5]}, "5 steps for 24 rows"),
+    ],
+)
+def test_wrong_arrays_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        describe(stored(tmp_path / "b.npz", arrays))
+
+
+def test_rows_outside_and_negative_tokens(tmp_path: Path) -> None:
+    batches = describe(stored(tmp_path / "b.npz", {"tokens": TOKENS}))
+    with pytest.raises(InputError, match="no row 24"):
+        load_rows(batches, [24])
+    below = describe(stored(tmp_path / "c.npz", {"tokens": -TOKENS.astype(np.int64)}))
+    with pytest.raises(InputError, match="negative"):
+        load_rows(below, [1])
+
+
+def test_a_truncated_archive_is_bad_input(tmp_path: Path) -> None:
+    file = stored(tmp_path / "b.npz", {"tokens": TOKENS})
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="numpy archive"):
+        describe(file)
