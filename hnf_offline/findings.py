@@ -131,6 +131,8 @@ class Relation:
         n_tests: number of (quantity, layer) series the maximum was taken over.
         n_shifts: number of distinct shifts behind p.
         baseline: True for the rivals (gradient norm, loss spread, ...).
+        early_recall: share of spikes with an alarm at least ten steps before them: time to act.
+        early_chance: the same for as many alarms placed at random.
     """
 
     quantity: str
@@ -152,6 +154,8 @@ class Relation:
     n_tests: int
     n_shifts: int
     baseline: bool
+    early_recall: float | None = None
+    early_chance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

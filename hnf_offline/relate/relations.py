@@ -23,6 +23,8 @@ PRIMARY = "stability alarm"
 
 #: Longest lead that counts, in steps (study, section 1).
 WINDOW = 80
+#: A lead that leaves time to act (success criterion of the condition-number profiler, a source document).
+EARLY = 10
 
 #: Horizons of the AUROC, in steps.
 HORIZONS = (16, 40)
@@ -92,7 +94,8 @@ def relations(
             outcome[id(rule)] = (shifted([signal]).p_values[0], 1)
     result = []
     for rule in sorted(applied, key=lambda rule: rule.baseline):
-        found = score(
+        scored = partial(
+            score,
             rule.alarms.tolist(),
             onsets,
             window=window,
@@ -101,6 +104,7 @@ def relations(
             last=last,
             at=rule.at if rule.at.size and rule.testable else None,
         )
+        found, early = scored(), scored(minimum_lead=EARLY)
         quartiles = np.quantile(found.leads, [0.25, 0.5, 0.75]).tolist() if found.leads else [None] * 3
         p_value, n_tests = outcome.get(id(rule), (None, 0))
         result.append(
@@ -124,6 +128,8 @@ def relations(
                 n_tests=n_tests if p_value is not None else 0,
                 n_shifts=test.n_shifts if p_value is not None else 0,
                 baseline=rule.baseline,
+                early_recall=early.recall,
+                early_chance=early.chance_recall,
             )
         )
     return tuple(result)

@@ -24,16 +24,18 @@ LEVEL, CLEARLY = 0.05, 0.1
 
 
 def skill(relation: Relation) -> float:
-    """What a rule knows beyond chance: excess recall plus excess precision over as many random alarms.
+    """What a rule knows in time and beyond chance: excess early recall plus excess precision.
+
+    Early recall counts alarms at least ten steps ahead: one step's notice is no warning.
 
     Returns:
         The sum, 0 where nothing was scored.
     """
-    if relation.recall is None or relation.precision is None:
+    if relation.early_recall is None or relation.precision is None:
         return 0.0
     return (
-        relation.recall
-        - (relation.chance_recall or 0.0)
+        relation.early_recall
+        - (relation.early_chance or 0.0)
         + relation.precision
         - (relation.chance_precision or 0.0)
     )
@@ -107,10 +109,11 @@ def verdict(
     Returns:
         {"word", "sentence", "caveat"}.
     """
+    logged, loss = column(log, "loss")
     trouble = worst(_telling(spikes, stories))
     if trouble is not None:
-        return _spiked(trouble, spikes, stories, relations, advice)
-    logged, loss = column(log, "loss")
+        end = int(logged[-1]) if logged.size else None
+        return _spiked(trouble, spikes, stories, relations, advice, end)
     share = float(np.isfinite(loss).mean()) if loss.size else 0.0
     checkpoints = profile["step"].n_unique() if profile.height else 0
     broken = next((found for found in pathologies if "nonfinite" in found.kind), None)
@@ -211,19 +214,18 @@ def _spiked(
     stories: Sequence[Story],
     relations: Sequence[Relation],
     advice: Sequence[Advice],
+    log_end: int | None,
 ) -> dict[str, str]:
     diverged = any(not spike.recovered and spike.kind in {"divergence", "nonfinite"} for spike in spikes)
     told = next(story for story in stories if story.spike == trouble.id)
     finite = np.isfinite(trouble.loss_peak)
     rose = f"{number(trouble.loss_before)} to " + (number(trouble.loss_peak) if finite else "non-finite")
-    what = f"The loss left its band at step {trouble.onset} ({rose})"
+    many = f"{len(spikes)} loss spikes, the worst" if len(spikes) > 1 else "One loss spike,"
+    what = f"{many} at step {trouble.onset} ({rose}"
     if not trouble.recovered:
-        what += " and never came back"
-    where = f"; the unstable direction lives in {told.first_layer}" if told.first_layer else ""
-    before = f"; known {told.lead_text} before"
-    if told.lead is None:
-        before = "" if headline(relations) is None else "; no alarm came before it"
-    first = f"{what}: {told.sentence}{where}{before}."
+        what += ", not back by the end of the log" if log_end is None else f", not back by step {log_end}"
+    where = f"; least stable in {told.first_layer}" if told.first_layer else ""
+    first = f"{what}): {told.sentence}{where}."
     do = next((item for item in advice if item.spike == trouble.id), None)
     act = "" if do is None else f" {do.action[0].upper()}{do.action.partition(';')[0][1:]}."
     caveat = "One run: what is stable is said of its checkpoints, not of others."
@@ -258,28 +260,21 @@ def more_than_chance(relations: Sequence[Relation], n_spikes: int) -> str:
         else:
             floor = "no alarm was raised" if not ours.n_alarms else "no shift to compare with"
         return f"{spikes} {are} too few to test ({floor})."
-    if rival is not None and skill(rival) >= skill(ours):
-        return (
-            f"{rival.rule[0].upper()}{rival.rule[1:]} did as well as S or better: "
-            f"{_share(rival)} against {_share(ours)} ({spikes})."
-        )
     if ours.p_value is None:
         return f"The stability alarm never spoke, so it announced none of {spikes}."
+    against = "" if rival is None else f"; the best rival without curvature, {rival.rule}: {_early(rival)}"
     chance = "more than" if ours.p_value <= LEVEL else "not shown to be more than"
+    if rival is not None and skill(rival) >= skill(ours):
+        return f"S warned no better than {rival.rule} does: {_early(ours)} against {_early(rival)} at least 10 steps ahead."
     return (
-        f"The stability alarm announced {_share(ours)} of {spikes}, {chance} chance "
-        f"(p = {number(ours.p_value)} against {ours.n_shifts} shifts)."
+        f"The stability alarm came at least 10 steps ahead of {_early(ours)} spikes"
+        f"{against} ({chance} chance, p = {number(ours.p_value)})."
     )
 
 
-def _share(relation: Relation) -> str:
-    def percent(value: float | None) -> str:
-        return "none" if value is None else f"{100 * value:.0f} %"
-
-    return (
-        f"recall {percent(relation.recall)} (chance {percent(relation.chance_recall)}), "
-        f"precision {percent(relation.precision)} (chance {percent(relation.chance_precision)})"
-    )
+def _early(relation: Relation) -> str:
+    hits = round((relation.early_recall or 0.0) * relation.n_spikes)
+    return f"{hits} of {relation.n_spikes}"
 
 
 def _regime(regime: Mapping[str, Any]) -> str:

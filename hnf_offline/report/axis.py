@@ -80,10 +80,12 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
-    every = max(1, math.ceil((last - first) / (count + 1)))
-    ticks = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
-    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+    powers = [power for power in range(first, last + 1) if low * 0.999 <= 10.0**power <= high * 1.001]
+    if len(powers) > 1:
+        every = math.ceil(len(powers) / (count + 1))
+        return [10.0**power for power in powers[::every]]
+    between = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    return [tick for tick in between if low * 0.999 <= tick <= high * 1.001]
 
 
 def value_axis(strip: Strip, top: float, bottom: float, first: float, last: float) -> Axis:

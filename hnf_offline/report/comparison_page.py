@@ -12,8 +12,8 @@ from hnf_offline.report import figures, svg, svg_map, words
 from hnf_offline.report.comparison_panels import both_losses, ratio_map
 from hnf_offline.report.comparison_text import comparison_summary, spelled
 from hnf_offline.report.files import strict_json, whole, write_text
-from hnf_offline.report.layer_map import pooled
 from hnf_offline.report.page import map_context, methods
+from hnf_offline.report.pooling import pooled
 from hnf_offline.report.series import symbol
 from hnf_offline.report.stories import recovery
 from hnf_offline.report.template import render

@@ -244,7 +244,7 @@ def _rows(layers: list[str], kinds: list[str], steps: Array, a: Array, shown: Ar
         known = bool(np.isfinite(size[at]))
         rows.append(
             MapRow(
-                label=shorten(layer.removeprefix(prefix), 27),
+                label=shorten(layer.removeprefix(prefix), 26),
                 layers=(layer,),
                 kind=kinds[place],
                 block=block(layer),

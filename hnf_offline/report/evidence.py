@@ -11,6 +11,7 @@ from hnf_offline.report.text import number, plural, shorten
 
 MOST_SPIKES = 40
 LONGEST_WINDOW = 512
+MOST_DOTS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +89,16 @@ class Predictors:
     Attributes:
         name: file name of the figure, without ending.
         title: one sentence that states the finding.
-        dots: rules with both recall and precision.
-        rows: all rules, our own first.
+        dots: rules with both recall and precision; of a rule that was tried on many layers, its best one.
+        rows: the same rules with those that raised no alarm, our own first.
+        more: the other layers of rules that were tried on many.
     """
 
     name: str
     title: str
     dots: tuple[PredictorDot, ...]
     rows: tuple[PredictorRow, ...]
+    more: tuple[PredictorRow, ...]
 
 
 def raster(findings: Findings) -> Raster | None:
@@ -134,7 +137,7 @@ def raster(findings: Findings) -> Raster | None:
                 f"{relation.rule} · {symbol(relation.quantity)}", relation.recall, relation.chance_recall
             )
             for relation in findings.relations
-            if relation.recall is not None and not relation.baseline
+            if relation.recall is not None and not relation.baseline and not relation.layer
         )[:6],
     )
 
@@ -148,8 +151,22 @@ def predictors(findings: Findings) -> Predictors | None:
     if not findings.relations:
         return None
     ordered = sorted(
-        findings.relations, key=lambda one: (one.baseline, -(one.recall or 0), one.quantity, one.rule)
+        findings.relations,
+        key=lambda one: (
+            one.baseline,
+            -_excess(one),
+            -(one.precision or 0.0),
+            one.quantity,
+            one.rule,
+            one.layer,
+        ),
     )
+    first: list[Relation] = []
+    more: list[Relation] = []
+    seen: set[tuple[str, str]] = set()
+    for one in ordered:
+        (more if one.layer and (one.rule, one.quantity) in seen else first).append(one)
+        seen.add((one.rule, one.quantity))
     dots = tuple(
         PredictorDot(
             label=f"{one.rule} · {symbol(one.quantity)}",
@@ -159,15 +176,28 @@ def predictors(findings: Findings) -> Predictors | None:
             chance_recall=one.chance_recall,
             baseline=one.baseline,
         )
-        for one in ordered
+        for one in first
         if one.recall is not None and one.precision is not None
     )
     return Predictors(
         name="predictors",
-        title=_title(ordered),
-        dots=dots,
-        rows=tuple(_row(one) for one in ordered),
+        title=_title(first),
+        dots=_shown(dots),
+        rows=tuple(_row(one) for one in first),
+        more=tuple(_row(one) for one in more),
     )
+
+
+def _excess(one: Relation) -> float:
+    # By how much its recall exceeds that of as many random alarms; -1 where it was not scored.
+    return -1.0 if one.recall is None else one.recall - (one.chance_recall or 0.0)
+
+
+def _shown(dots: tuple[PredictorDot, ...]) -> tuple[PredictorDot, ...]:
+    # Baselines are never the ones left out: a rule without its rivals proves nothing.
+    rivals = [dot for dot in dots if dot.baseline][: MOST_DOTS // 2]
+    ours = [dot for dot in dots if not dot.baseline][: MOST_DOTS - len(rivals)]
+    return (*ours, *rivals)
 
 
 def _title(relations: list[Relation]) -> str:
@@ -175,18 +205,18 @@ def _title(relations: list[Relation]) -> str:
     rivals = [one for one in relations if one.baseline and one.recall is not None]
     if not ours:
         return "Only baselines could be scored: nothing measured on checkpoints raised an alarm that counts"
-    best = max(ours, key=lambda one: (one.recall or 0.0, one.precision or 0.0))
-    words = (
-        f"Best rule, {best.rule} on {symbol(best.quantity)}: recall {share(best.recall)}, "
-        f"precision {share(best.precision)}"
-    )
+    best = max(ours, key=_excess)
+    if _excess(best) <= 0:
+        return f"No rule announced more spikes than as many alarms at random: recall {_recall(best)} at best"
+    words = f"Best rule, {best.rule} on {symbol(best.quantity)}: recall {_recall(best)}"
     if rivals:
-        rival = max(rivals, key=lambda one: (one.recall or 0.0, one.precision or 0.0))
-        words += (
-            f"; best baseline, {symbol(rival.quantity)}: recall {share(rival.recall)}, "
-            f"precision {share(rival.precision)}"
-        )
+        rival = max(rivals, key=_excess)
+        words += f"; best baseline, {rival.rule} on {symbol(rival.quantity)}: {_recall(rival)}"
     return words
+
+
+def _recall(one: Relation) -> str:
+    return beside(one.recall, one.chance_recall)
 
 
 def share(value: float | None) -> str:

@@ -14,7 +14,8 @@ from hnf_offline.report.axis import value_axis
 from hnf_offline.report.chart import Chart, Line, Strip, Window
 from hnf_offline.report.colours import SERIES
 from hnf_offline.report.evidence import Predictors, Raster, share
-from hnf_offline.report.layer_map import BAND_NAMES, LayerMap, column_slots, slot_values
+from hnf_offline.report.layer_map import BAND_NAMES, LayerMap
+from hnf_offline.report.pooling import column_slots, slot_values
 from hnf_offline.report.svg_map import colours_of, ends, indices
 from hnf_offline.report.text import clean, number
 
@@ -240,7 +241,7 @@ def predictors(panel: Predictors) -> Figure:
             axis.plot(
                 dot.precision, dot.recall, "s" if dot.baseline else "o", color=colour,
                 markerfacecolor="white" if dot.baseline else colour, linestyle="none",
-                label=f"{place} {clean(dot.label)}" + (" (baseline)" if dot.baseline else ""),
+                label=f"{place} {clean(dot.label)[:52]}" + (" (baseline)" if dot.baseline else ""),
             )  # fmt: skip
             axis.annotate(
                 str(place), (dot.precision, dot.recall), (4, 4), textcoords="offset points", fontsize=8

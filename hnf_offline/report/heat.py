@@ -10,7 +10,7 @@ from hnf_offline.errors import UsageError
 from hnf_offline.findings import Findings
 from hnf_offline.report.chart import Array
 from hnf_offline.report.layer_map import PREFERRED, PROXIES, PROXY_BANDS, raw_grid
-from hnf_offline.report.series import symbol
+from hnf_offline.report.series import symbol, usual_gap
 from hnf_offline.report.text import ascii_only, block, common_prefix, shorten
 
 if TYPE_CHECKING:
@@ -161,7 +161,10 @@ def _column_starts(count: int, most: int) -> list[int]:
 def _spike_row(findings: Findings, steps: Array, starts: list[int], label: int, cell: int) -> str:
     # Mark the column in which each spike begins: the last one that starts before the onset.
     row = [" " * cell] * len(starts)
+    gap = usual_gap(steps) or 0.0
     for spike in findings.spikes:
+        if not steps[0] <= spike.onset <= steps[-1] + gap:
+            continue
         place = int(np.searchsorted(steps[starts], spike.onset, side="right")) - 1
         row[max(place, 0)] = f"{'^' + str(spike.id):<{cell}}"
     return f"{'loss spikes':<{label}} | {''.join(row)}".rstrip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from hnf_offline.findings import Findings
 from hnf_offline.report.chart import Array, Chart
 from hnf_offline.report.key_picture import loss_strip, spike_marks, step_range
 from hnf_offline.report.series import logged, symbol, usual_gap
+from hnf_offline.report.stories import severity
 from hnf_offline.report.text import block, common_prefix, number, plural, shorten, times
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def layer_map(
     first, last = _span(findings, run_log, profile, steps, gap)
     return LayerMap(
         name=name,
-        title=_title(rows, quantities, form),
+        title=_title(layers, steps, values, shown, baselines, quantities, form, worst_onset(findings)),
         quantity=quantities[0] if len(quantities) == 1 else "proxy",
         form=form,
         rows=rows,
@@ -241,7 +242,7 @@ def _rows(
         known = not np.isnan(shown[place]).all()
         rows.append(
             MapRow(
-                label=shorten(layer.removeprefix(prefix), 27),
+                label=shorten(layer.removeprefix(prefix), 26),
                 layers=(layer,),
                 kind=kinds[place],
                 block=block(layer),
@@ -295,22 +296,45 @@ def loss_above(
     )
 
 
-def _title(rows: tuple[MapRow, ...], quantities: tuple[str, ...], form: str) -> str:
-    known = [row for row in rows if not math.isnan(row.departure)]
-    if not known:
-        return f"{symbol(quantities[0])} per layer: no finite value"
-    top = max(known, key=lambda row: row.departure)
-    where = f"{shorten(top.layers[0], 60)} at step {top.peak_step:,}"
-    if form == "bands":
-        return f"Component estimates of the source documents: highest 1e{number(top.departure, 2)} in {where}"
-    if form == "difference":
-        return (
-            f"The top eigenvector's mass moved most into {where}: "
-            f"{number(top.baseline or 0.0, 2)} to {number(top.peak, 2)}"
+def worst_onset(findings: Findings) -> int | None:
+    """Find the onset that the title of a map looks at: what comes after it is consequence, not cause.
+
+    Returns:
+        Onset of the worst spike, None without spikes.
+    """
+    return max(findings.spikes, key=severity).onset if findings.spikes else None
+
+
+def _title(
+    layers: list[str],
+    steps: Array,
+    values: Array,
+    shown: Array,
+    baselines: Array,
+    quantities: tuple[str, ...],
+    form: str,
+    onset: int | None,
+) -> str:
+    before = np.ones(len(steps), dtype=np.bool_) if onset is None else steps <= onset
+    looked_at = np.where(before, np.where(np.isnan(shown), -np.inf, shown), -np.inf)
+    if np.isneginf(looked_at).all():
+        before[:] = True
+        looked_at = np.where(np.isnan(shown), -np.inf, shown)
+    row, column = (int(place) for place in np.unravel_index(int(looked_at.argmax()), shown.shape))
+    top = float(looked_at[row, column])
+    name = symbol(quantities[0])
+    if math.isinf(top):
+        return f"{name} per layer: " + (
+            "infinite in " + shorten(layers[row], 60) if top > 0 else "no finite value"
         )
-    if math.isinf(top.departure):
-        return f"{symbol(quantities[0])} per layer: infinite in {where}"
-    return f"{symbol(quantities[0])} per layer: rose most in {where}, {times(top.departure)} its early level"
+    until = "" if before.all() else f"up to the onset at {onset:,}: "
+    where = f"{shorten(layers[row], 60)} at step {int(steps[column]):,}"
+    if form == "bands":
+        return f"Component estimates of the source documents, {until}highest 1e{number(top, 2)} in {where}"
+    if form == "difference":
+        early, then = number(float(baselines[row]), 2), number(float(values[row, column]), 2)
+        return f"Mass of the top eigenvector per layer, {until}moved most into {where}, {early} to {then}"
+    return f"{name} per layer, {until}rose most in {where}, {times(top)} its early level"
 
 
 def _notes(
@@ -331,113 +355,3 @@ def _notes(
     if open_cells:
         notes.append(f"{open_cells:,} of {plural(int(measured.sum()), 'cell')} not certified (dots)")
     return tuple(notes)
-
-
-def pooled(grid: LayerMap, *, most_rows: int) -> LayerMap:
-    """Pool rows into blocks, by the value farthest from 0, where there are too many rows to draw.
-
-    Returns:
-        The map itself where it has few rows, else one row a block.
-    """
-    if len(grid.rows) <= most_rows:
-        return grid
-    blocks: dict[str, list[int]] = {}
-    for place, row in enumerate(grid.rows):
-        blocks.setdefault(row.block, []).append(place)
-    groups = list(blocks.items())
-    if len(groups) > most_rows:
-        share = math.ceil(len(groups) / most_rows)
-        groups = [
-            (
-                f"{groups[start][0]} …",
-                [place for _, places in groups[start : start + share] for place in places],
-            )
-            for start in range(0, len(groups), share)
-        ]
-    prefix = common_prefix([name for name, _ in groups])
-    rows, values = [], []
-    for name, places in groups:
-        members = [grid.rows[place] for place in places]
-        top = max(members, key=lambda row: -math.inf if math.isnan(row.departure) else row.departure)
-        rows.append(
-            replace(
-                top,
-                label=shorten(name.removeprefix(prefix), 27),
-                layers=tuple(layer for row in members for layer in row.layers),
-                kind="block",
-                block=name,
-            )
-        )
-        values.append(farthest(grid.values[places]))
-    split = [places for _, places in groups]
-    columns = np.arange(len(grid.steps))
-    # A pooled cell is as certain as the layer it shows.
-    chosen = [np.array(places)[_farthest_row(grid.values[places])] for places in split]
-    note = f"{len(grid.rows)} layers pooled into {len(rows)} rows, each showing its farthest layer"
-    return replace(
-        grid,
-        rows=tuple(rows),
-        values=np.array(values),
-        certified=np.array([grid.certified[rows_of, columns] for rows_of in chosen]),
-        broken=np.array([grid.broken[places].any(axis=0) for places in split]),
-        notes=(note, *grid.notes),
-    )
-
-
-def farthest(values: Array) -> Array:
-    """Pool along the first axis: the value farthest from 0, with its sign.
-
-    Returns:
-        One value a column, NaN where all are.
-    """
-    return np.asarray(np.take_along_axis(values, _farthest_row(values)[None], axis=0)[0])
-
-
-def _farthest_row(values: Array) -> NDArray[np.int64]:
-    return np.asarray(np.where(np.isnan(values), -1.0, np.abs(values)).argmax(axis=0))
-
-
-def column_slots(
-    grid: LayerMap, first: float, last: float, most: int = 900
-) -> tuple[NDArray[np.int64], float, float]:
-    """Lay checkpoints out at true step distance: slot -> checkpoint, -1 where none is near.
-
-    A checkpoint's cell reaches half-way to its neighbours, at most half the usual gap; the rest stays empty.
-
-    Returns:
-        For each slot the column of the nearest checkpoint, and the steps at which the slots begin and end.
-    """
-    steps = grid.steps
-    gap = grid.gap
-    start, stop = max(steps[0] - gap / 2, first), min(steps[-1] + gap / 2, last)
-    smallest = float(np.gcd.reduce(np.diff(steps).astype(np.int64))) if len(steps) > 1 else gap
-    even = len(steps) > 1 and np.all(np.diff(steps) % smallest == 0)
-    count = round((steps[-1] - steps[0]) / smallest) + 1 if even else most + 1
-    if count <= most and smallest == gap:
-        start, stop = steps[0] - gap / 2, steps[-1] + gap / 2
-    else:
-        count = most
-    edges = np.linspace(start, stop, count + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    right = np.clip(np.searchsorted(steps, centres), 1, max(len(steps) - 1, 1))
-    left = right - 1
-    right = np.minimum(right, len(steps) - 1)
-    nearest = np.where(centres - steps[left] <= steps[right] - centres, left, right)
-    slots = np.where(np.abs(steps[nearest] - centres) <= gap / 2 + 1e-9, nearest, -1)
-    return slots.astype(np.int64), float(start), float(stop)
-
-
-def slot_values(grid: LayerMap, slots: NDArray[np.int64], start: float, stop: float) -> Array:
-    """Pool columns into slots where several checkpoints share one: the value farthest from 0 wins.
-
-    Returns:
-        Rows x slots, NaN where there is none.
-    """
-    values = np.where(slots >= 0, grid.values[:, np.maximum(slots, 0)], np.nan)
-    width = (stop - start) / len(slots)
-    inside = (grid.steps >= start) & (grid.steps <= stop)
-    home = np.clip(((grid.steps - start) / width).astype(int), 0, len(slots) - 1)
-    crowded, counts = np.unique(home[inside], return_counts=True)
-    for slot in crowded[counts > 1]:
-        values[:, slot] = farthest(grid.values[:, inside & (home == slot)].T)
-    return values

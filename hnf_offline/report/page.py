@@ -15,8 +15,9 @@ from hnf_offline.report.chart import Chart
 from hnf_offline.report.evidence import Predictors, Raster, predictors, raster, share
 from hnf_offline.report.files import strict_json, whole, write_text
 from hnf_offline.report.key_picture import key_picture
-from hnf_offline.report.layer_map import LayerMap, layer_maps, pooled
+from hnf_offline.report.layer_map import LayerMap, layer_maps
 from hnf_offline.report.layer_table import top_layers
+from hnf_offline.report.pooling import pooled
 from hnf_offline.report.series import symbol
 from hnf_offline.report.stories import CAUSES, StoryPanel, recovery, severity, story_panels
 from hnf_offline.report.template import render
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 #: Story panels drawn in full; the table lists every spike.
 MOST_STORIES = 12
 MOST_REPLAY_CHECKS = 6
+MOST_ROWS = 200
 #: Rows of a map's detailed copy: beyond this even one pixel a row is no longer readable.
 MOST_THIN_ROWS = 1200
 
@@ -302,6 +304,7 @@ def _predictors(panel: Predictors) -> dict[str, Any]:
     return {
         "title": panel.title,
         "rows": panel.rows,
+        "more": panel.more[:MOST_ROWS],
         "svg": svg_evidence.predictors(panel) if panel.dots else None,
     }
 

@@ -106,7 +106,7 @@ def predictors(panel: Predictors) -> Markup:
     body.append(element("path", d=f"M{left} {top}V{up.start:.1f}H{left + width}", class_="axis hollow"))
     body.append(text(left + width / 2, up.start + 36, "precision", text_anchor="middle", class_="small"))
     body.append(text(6, top + 10, "recall", class_="small"))
-    listed = panel.dots[:16]
+    listed = panel.dots
     for dot in listed:
         x, y = across.pixel(dot.precision), up.pixel(dot.recall)
         if dot.chance_precision is not None and dot.chance_recall is not None:

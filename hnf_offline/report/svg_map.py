@@ -18,18 +18,13 @@ from hnf_offline.report.colours import (
     band_palette,
     palette,
 )
-from hnf_offline.report.layer_map import (
-    BAND_NAMES,
-    PROXY_BANDS,
-    LayerMap,
-    column_slots,
-    slot_values,
-)
+from hnf_offline.report.layer_map import BAND_NAMES, PROXY_BANDS, LayerMap
 from hnf_offline.report.picture import data_address
+from hnf_offline.report.pooling import column_slots, slot_values
 from hnf_offline.report.svg import WIDTH, _mark, _mark_labels, _strip, element, figure, step_axis, text
 from hnf_offline.report.text import number, times
 
-LEFT = 186
+LEFT = 192
 RIGHT = 74
 TALLEST = 460
 SHORTEST_ROW = 1.2

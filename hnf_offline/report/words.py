@@ -152,7 +152,7 @@ def subtitle(run: Mapping[str, Any]) -> str:
         parts += [clean(optimizer[key]) for key in ("name", "kind") if optimizer.get(key)][:1]
     elif optimizer:
         parts.append(clean(optimizer))
-    return ", ".join(parts)
+    return ", ".join(part for part in parts if part != "unknown")
 
 
 def listing(value: Mapping[str, Any]) -> list[tuple[str, str]]:

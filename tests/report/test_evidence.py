@@ -37,3 +37,24 @@ def test_without_spikes_or_relations_there_is_no_evidence_panel():
     findings = made.healthy_run().findings
     assert raster(findings) is None
     assert predictors(findings) is None
+
+
+def test_a_rule_tried_on_many_layers_is_one_dot_and_its_other_layers_are_set_apart():
+    findings = made.spike_run().findings
+    layered = tuple(
+        replace(findings.relations[0], rule="layer S", layer=f"layers.{place}", recall=place / 10)
+        for place in range(11)
+    )
+    panel = predictors(replace(findings, relations=findings.relations + layered))
+    assert sum(dot.label.startswith("layer S") for dot in panel.dots) == 1
+    assert max(dot.recall for dot in panel.dots if dot.label.startswith("layer S")) == 1.0
+    assert len(panel.more) == 10
+    assert any(dot.baseline for dot in panel.dots)
+
+
+def test_a_rule_no_better_than_chance_is_not_called_the_best():
+    findings = made.spike_run().findings
+    relations = tuple(replace(one, recall=1.0, chance_recall=1.0) for one in findings.relations)
+    assert predictors(replace(findings, relations=relations)).title == (
+        "No rule announced more spikes than as many alarms at random: recall 1.00 (chance 1.00) at best"
+    )

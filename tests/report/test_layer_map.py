@@ -6,8 +6,9 @@ import pytest
 
 from hnf_offline.report import svg_map
 from hnf_offline.report.colours import ABSENT, BROKEN
-from hnf_offline.report.layer_map import column_slots, farthest, layer_map, layer_maps, pooled, slot_values
+from hnf_offline.report.layer_map import layer_map, layer_maps
 from hnf_offline.report.layer_table import top_layers
+from hnf_offline.report.pooling import column_slots, farthest, pooled, slot_values
 from hnf_offline.table import Row, table
 
 from . import made
@@ -118,3 +119,12 @@ def test_uncertified_cells_are_marked():
     assert 'class="dots"' in svg_map.layer_map(grid)
     sure = replace(grid, certified=np.ones_like(grid.certified))
     assert 'class="dots"' not in svg_map.layer_map(sure)
+
+
+def test_the_title_looks_at_what_came_before_the_worst_onset():
+    run = made.spike_run()
+    late = pl.col("step") > 151
+    other = pl.col("layer") == "model.layers.3.mlp.down_proj"
+    profile = run.profile.with_columns(value=pl.when(late & other).then(1e6).otherwise(pl.col("value")))
+    title = layer_maps(run.findings, run.log, profile)[0].title
+    assert "up to the onset at 151: rose most in " + made.GUILTY in title
