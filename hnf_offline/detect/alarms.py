@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from hnf_offline.detect.gradients import gradient_alarms
 from hnf_offline.detect.headroom import headroom_alarms
 from hnf_offline.detect.monitors import (
     band_alarms,
-    gradient_alarms,
     increase_alarms,
     nonfinite_alarms,
     overflow_alarms,

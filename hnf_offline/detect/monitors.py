@@ -1,133 +1,102 @@
-"""Alarms of single quantities: Adam's lag, bands, rapid increases, overflow to come, non-finite values.
+"""Alarms of single quantities: bands, rapid increases, overflow to come, non-finite values.
 
 What the source document proposed as warnings and fires in healthy runs too is of severity "info" here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
+from hnf_offline.detect.episodes import Episode, Together, alarm, starts, together
 from hnf_offline.detect.growth import fit_growth
 from hnf_offline.detect.measured import Measured, logged, measured
 from hnf_offline.detect.rules import STUDIED, Rules
-from hnf_offline.detect.trailing import Flags, Floats
+from hnf_offline.detect.trailing import Floats
 from hnf_offline.findings import Alarm
 
-#: Families whose positive quantities are curvatures or estimates of them.
-CURVATURES = ("hessian.", "proxy.", "map.", "norm.inverse_sigma", "attention.logit_max")
-NOT_GROWING = ("hessian.unstable_mass",)  # shares
-STABILITY = "hessian.stability_ratio"  # has its own rules
+#: Curvatures that are positive, and estimates of them: the families whose sudden growth means something.
+RISING = ("hessian.lambda_max", "hessian.stability_ratio", "proxy.")
 NONFINITE_ROWS = 3  # scaled fp16 skips single steps: only so many in a row are a finding
-
-
-def gradient_alarms(profile: pl.DataFrame, log: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, ...]:
-    """Adam's lag RMS_t > 2.3 (whole model "warning", a layer "info"), gradient norms beyond bands.
-
-    Args:
-        profile: the long table.
-        log: `grad_norm` where logged.
-        rules: the thresholds.
-
-    Returns:
-        One alarm an episode.
-    """
-    alarms: list[Alarm] = []
-    for series in measured(_only(profile, "adam.lag_rms")):
-        where = f" of {series.layer}" if series.layer else ""
-        for row in _episodes(series.values > rules.lag):
-            value = float(series.values[row])
-            text = f"Adam lag{where} is {value:.3g} at checkpoint {series.steps[row]}: "
-            text += "gradients outgrew the second moment."
-            severity = "info" if series.layer else "warning"
-            alarms.append(
-                _alarm(
-                    series,
-                    row,
-                    rules.lag,
-                    "lag",
-                    severity,
-                    text,
-                    "Lower beta2 or clip the update by its RMS.",
-                )
-            )
-    steps, norms = logged(log, "grad_norm")
-    norm = Measured("grad_norm", "", -1, steps, norms)
-    for threshold, word in ((rules.norm_high, "high"), (rules.norm_critical, "critical")):
-        above = np.isfinite(norms) & (norms > threshold)
-        for row in _episodes(above & _rarely(above)):
-            text = f"gradient norm is {norms[row]:.3g} at step {steps[row]}, {word} for a clipped run."
-            alarms.append(_alarm(norm, row, threshold, f"norm-{word}", "info", text))
-    return tuple(alarms)
 
 
 def band_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, ...]:
     """Attention logits above 1e3 (warning) and 1e4 (danger); component estimates above 1e6 and 1e9 (info).
 
     The estimates (`proxy.*_log10`) are bounds by the formulas of the source document, and pass its bands in
-    healthy models.
+    healthy models. A band is told when a layer enters it from below, and armed again half a decade below it;
+    of several bands and layers at one checkpoint the highest is told, with the count of the rest.
 
     Returns:
-        One alarm an episode in a band.
+        One alarm a (quantity, checkpoint).
     """
+    if profile.is_empty():
+        return ()
+    name = pl.col("quantity")
+    logits = _entered(
+        profile.filter(name == "attention.logit_max"), (rules.logit_warning, rules.logit_danger), rules
+    )
+    estimates = _entered(
+        profile.filter(name.str.starts_with("proxy.") & name.str.ends_with("_log10")),
+        (10.0**rules.band_warning, 10.0**rules.band_danger),
+        rules,
+    )
     alarms: list[Alarm] = []
-    for series in measured(_only(profile, "attention.logit_max")):
-        for threshold, severity in ((rules.logit_warning, "warning"), (rules.logit_danger, "danger")):
-            for row in _episodes(np.isfinite(series.values) & (series.values > threshold)):
-                value = float(series.values[row])
-                text = f"largest attention logit of {series.layer} is {value:.3g} "
-                text += f"at checkpoint {series.steps[row]}."
-                alarms.append(
-                    _alarm(
-                        series,
-                        row,
-                        threshold,
-                        f"band-{severity}",
-                        severity,
-                        text,
-                        "Normalise queries and keys.",
-                    )
-                )
-    for series in measured(_starting(profile, "proxy.")):
-        for threshold, word in ((rules.band_warning, "warning"), (rules.band_danger, "danger")):
-            for row in _episodes(np.isfinite(series.values) & (series.values >= threshold)):
-                value = float(series.values[row])
-                text = f"{series.quantity} of {series.layer or 'the model'} is in its {word} band: "
-                text += f"1e{value:.1f} at checkpoint "
-                alarms.append(
-                    _alarm(series, row, threshold, f"band-{word}", "info", f"{text}{series.steps[row]}.")
-                )
+    for group in together(logits):
+        told = group.told
+        severity = "danger" if told.threshold >= rules.logit_danger else "warning"
+        text = f"largest attention logit of {_name(told)} is {told.value:.3g} at checkpoint {told.step}"
+        text += f", above {told.threshold:g}{_more(group)}."
+        alarms.append(alarm(told, f"band-{severity}", severity, text, "Normalise queries and keys."))
+    for group in together(estimates):
+        told = replace(group.told, threshold=float(np.log10(group.told.threshold)))
+        word = "danger" if told.threshold >= rules.band_danger else "warning"
+        text = f"{told.series.quantity} of {_name(told)} is in its {word} band: "
+        text += f"1e{told.value:.1f} at checkpoint {told.step}{_more(group)}."
+        alarms.append(alarm(told, f"band-{word}", "info", text))
     return tuple(alarms)
 
 
 def increase_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, ...]:
-    """Rapid increase: ten times within ten checkpoints, to a new high ("warning" or "info").
+    """Rapid increase of a curvature or an estimate of one: ten times within ten checkpoints, to a new high.
+
+    "warning" for lambda_max of the whole model, else "info". A series speaks again after ten checkpoints
+    without such a rise.
 
     Returns:
-        One alarm an episode, of rule "rapid-increase".
+        One alarm a (quantity, checkpoint), of rule "rapid-increase"; it names the layer that grew most.
     """
-    alarms: list[Alarm] = []
     window = rules.increase_checkpoints
-    for series in _curvatures(profile):
+    decades = float(np.log10(rules.increase))
+    rises: list[Episode] = []
+    lowest: dict[tuple[str, str, int], float] = {}
+    for series in _chosen(profile, RISING):
         level = _log10(series)
         if level.size < window:
             continue
         before = np.full(level.size, np.nan)
-        lowest = np.lib.stride_tricks.sliding_window_view(level, window).min(axis=1)
-        before[window - 1 :] = lowest
+        before[window - 1 :] = np.lib.stride_tricks.sliding_window_view(level, window).min(axis=1)
         highest = np.maximum.accumulate(np.where(np.isfinite(level), level, -np.inf))
         earlier = np.concatenate([[np.inf], highest[:-1]])
-        for row in _episodes((level - before > np.log10(rules.increase)) & (level > earlier)):
-            times = 10 ** min(level[row] - before[row], 300.0)
-            text = f"{series.quantity} of {series.layer or 'the model'} grew {times:.3g}x "
-            text += f"within {window} checkpoints, to a new high at checkpoint {series.steps[row]}."
-            noted = series.layer or series.quantity.startswith("proxy.") or series.quantity == STABILITY
-            severity = "info" if noted else "warning"
-            threshold = float(before[row] + np.log10(rules.increase))
+        for row in starts((level - before > decades) & (level > earlier), rows=window):
+            threshold = float(before[row]) + decades
             threshold = threshold if series.quantity.endswith("_log10") else 10.0**threshold
-            alarms.append(_alarm(series, row, threshold, "rapid-increase", severity, text))
+            rises.append(Episode(series, row, threshold, float(level[row] - before[row])))
+            lowest[series.quantity, series.layer, row] = float(before[row])
+    alarms: list[Alarm] = []
+    for group in together(rises):
+        told = group.told
+        low = lowest[told.series.quantity, told.series.layer, told.row]
+        text = (
+            f"{told.series.quantity} of {_name(told)} grew {_growth(told.size)} within {window} checkpoints, "
+        )
+        text += f"{_spelled(low)} to {_spelled(low + told.size)}, a new high at checkpoint {told.step}"
+        text += f"{_more(group)}."
+        loud = group.whole is not None and told.series.quantity == "hessian.lambda_max"
+        alarms.append(alarm(told, "rapid-increase", "warning" if loud else "info", text))
     return tuple(alarms)
 
 
@@ -135,14 +104,13 @@ def overflow_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alar
     """Growth that would pass 1e15 within 100 steps: the source document's forecast, on a straight fit.
 
     Returns:
-        One alarm an episode, of rule "overflow-forecast".
+        One alarm a (quantity, checkpoint), of rule "overflow-forecast".
     """
-    alarms: list[Alarm] = []
     points = rules.overflow_checkpoints
-    for series in _curvatures(profile):
+    found: list[Episode] = []
+    for series in _chosen(profile, (*RISING, "norm.inverse_sigma", "attention.logit_max")):
         level = _log10(series)
-        flags = np.zeros(level.size, dtype=np.bool_)
-        reached = np.full(level.size, np.nan)
+        reached = np.full(level.size, -np.inf)
         for row in range(points - 1, level.size):
             part = slice(row - points + 1, row + 1)
             if level[row] - level[row - points + 1] <= 0 or level[row] > rules.overflow_log10:
@@ -150,16 +118,17 @@ def overflow_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alar
             fit = fit_growth(series.steps[part], np.exp(np.clip(level[part], -300, 300)))
             if fit is not None and fit.r2 > rules.straight and fit.slope > 0:
                 reached[row] = level[row] + fit.slope * rules.overflow_steps
-                flags[row] = reached[row] > rules.overflow_log10
-        for row in _episodes(flags):
-            text = (
-                f"{series.quantity} of {series.layer or 'the model'} would reach 1e{reached[row]:.0f} within "
-            )
-            text += f"{rules.overflow_steps} steps of checkpoint {series.steps[row]}."
-            severity = "info" if series.quantity.startswith("proxy.") else "warning"
-            alarms.append(
-                _alarm(series, row, 10.0**rules.overflow_log10, "overflow-forecast", severity, text)
-            )
+        found += [
+            Episode(series, row, 10.0**rules.overflow_log10, float(reached[row]))
+            for row in starts(reached > rules.overflow_log10)
+        ]
+    alarms = []
+    for group in together(found):
+        told = group.told
+        text = f"{told.series.quantity} of {_name(told)} would reach 1e{told.size:.0f} within "
+        text += f"{rules.overflow_steps} steps of checkpoint {told.step}{_more(group)}."
+        severity = "info" if told.series.quantity.startswith("proxy.") else "warning"
+        alarms.append(alarm(told, "overflow-forecast", severity, text))
     return tuple(alarms)
 
 
@@ -193,82 +162,86 @@ def nonfinite_alarms(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Alarm, .
             text += f"are not finite at checkpoint {step}."
         severity = "info" if quantity.startswith("proxy.") else "danger"
         action = "" if severity == "info" else f"Go back to a checkpoint before {step}."
-        alarms.append(_alarm(series, row, 0.0, "nonfinite", severity, text, action))
+        alarms.append(alarm(Episode(series, row, 0.0, 0.0), "nonfinite", severity, text, action))
     steps, norms = logged(log, "grad_norm")
     if steps.size >= NONFINITE_ROWS:
         broken = np.lib.stride_tricks.sliding_window_view(~np.isfinite(norms), NONFINITE_ROWS).all(axis=1)
-        for row in _episodes(np.concatenate([np.zeros(NONFINITE_ROWS - 1, dtype=np.bool_), broken]))[:1]:
+        for row in starts(np.concatenate([np.zeros(NONFINITE_ROWS - 1, dtype=np.bool_), broken]))[:1]:
             text = (
                 f"gradient norm has not been finite for {NONFINITE_ROWS} logged steps at step {steps[row]}."
             )
             norm = Measured("grad_norm", "", -1, steps, norms)
-            alarms.append(_alarm(norm, row, 0.0, "nonfinite", "danger", text))
+            alarms.append(alarm(Episode(norm, row, 0.0, 0.0), "nonfinite", "danger", text))
     return tuple(alarms)
 
 
-def _alarm(
-    series: Measured, row: int, threshold: float, rule: str, severity: str, text: str, action: str = ""
-) -> Alarm:
-    """An alarm at one row of a series, known at that row's step.
+def _entered(profile: pl.DataFrame, bands: tuple[float, float], rules: Rules) -> list[Episode]:
+    """Checkpoints at which a layer enters a band from below; of both bands at once the higher.
+
+    Args:
+        profile: rows of the quantities.
+        bands: lower and higher threshold of the value (not of its logarithm).
+        rules: the thresholds.
 
     Returns:
-        The alarm.
+        Episodes, their size the decades above the lower band.
     """
-    step, value = int(series.steps[row]), float(series.values[row])
-    return Alarm(step, step, series.quantity, series.layer, value, threshold, rule, severity, text, action)
+    found: list[Episode] = []
+    for series in measured(profile):
+        level = _log10(series)
+        told: dict[int, float] = {}
+        for band in bands:
+            floor = float(np.log10(band))
+            with np.errstate(invalid="ignore"):
+                inside, below = level >= floor, level < floor - rules.band_gap
+            told |= dict.fromkeys(starts(inside & np.isfinite(level), below), band)
+        lower = float(np.log10(bands[0]))
+        found += [Episode(series, row, band, float(level[row]) - lower) for row, band in sorted(told.items())]
+    return found
 
 
-def _episodes(flags: Flags) -> list[int]:
-    """First row of each run of flags.
+def _name(episode: Episode) -> str:
+    return episode.series.layer or "the model"
+
+
+def _more(group: Together) -> str:
+    """The other layers, set off as an addition.
 
     Returns:
-        Row numbers.
+        " (and 3 more layers)", "" for none.
     """
-    return [int(row) for row in np.flatnonzero(flags & ~np.concatenate([[False], flags[:-1]]))]
+    return f" ({group.more})" if group.more else ""
 
 
-def _rarely(above: Flags) -> Flags:
-    """Whether at least ten earlier rows are known and less than half of them were above too.
+def _growth(decades: float) -> str:
+    """Spell a factor of growth so that it can be read.
 
     Returns:
-        One flag a row; where it is False, the band does not fit the run.
+        "13x", and from 1000-fold on "by 15.4 decades".
     """
-    earlier = np.cumsum(above, dtype=np.int64) - above
-    count = np.arange(above.size)
-    return np.asarray((count >= 10) & (2 * earlier < count))
+    return f"{10**decades:.3g}x" if decades < 3 else f"by {decades:.1f} decades"
 
 
-def _only(profile: pl.DataFrame, quantity: str) -> pl.DataFrame:
-    """Rows of one quantity.
+def _spelled(level: float) -> str:
+    """Spell a value of which the logarithm is given.
 
     Returns:
-        A part of the table.
+        "0.031", "40", "1e15.4".
     """
-    return profile if profile.is_empty() else profile.filter(pl.col("quantity") == quantity)
+    return f"{10**level:.2g}" if -4 < level < 4 else f"1e{level:.1f}"
 
 
-def _starting(profile: pl.DataFrame, prefix: str) -> pl.DataFrame:
-    """Rows of the quantities of one family.
-
-    Returns:
-        A part of the table.
-    """
-    return profile if profile.is_empty() else profile.filter(pl.col("quantity").str.starts_with(prefix))
-
-
-def _curvatures(profile: pl.DataFrame) -> Iterator[Measured]:
-    """Series of curvatures and their estimates.
+def _chosen(profile: pl.DataFrame, quantities: Sequence[str]) -> Iterator[Measured]:
+    """Series of some quantities or, where a name ends in a dot, families.
 
     Yields:
         One series a (quantity, layer).
     """
     if profile.is_empty():
         return
-    chosen: Callable[[pl.Expr], pl.Expr] = lambda name: pl.any_horizontal(  # noqa: E731
-        *[name.str.starts_with(prefix) for prefix in CURVATURES]
-    )
     name = pl.col("quantity")
-    yield from measured(profile.filter(chosen(name) & ~name.is_in(NOT_GROWING)))
+    families = [name.str.starts_with(one) for one in quantities if one.endswith(".")]
+    yield from measured(profile.filter(pl.any_horizontal(name.is_in(list(quantities)), *families)))
 
 
 def _log10(series: Measured) -> Floats:

@@ -25,8 +25,11 @@ class Rules:
         logit_danger: attention logit above which every run of that paper diverged.
         band_warning: log10 of a component estimate: the source document's warning band.
         band_danger: the same, danger band.
+        band_gap: decades below a band at which its alarm arms again.
         norm_high: gradient norm above the source documents' healthy band (meant for clipped fp16 runs).
         norm_critical: gradient norm they call critical.
+        norm_rows: logged rows whose median norm must lie below the healthy band for it to say anything.
+        norm_quiet: logged rows in a row within the healthy band that end an episode.
         increase: rapid increase: so many times within `increase_checkpoints` (source document,
             TrainingMonitor).
         increase_checkpoints: checkpoints of that window.
@@ -48,8 +51,11 @@ class Rules:
     logit_danger: float = 1e4
     band_warning: float = 6.0
     band_danger: float = 9.0
+    band_gap: float = 0.5
     norm_high: float = 5.0
     norm_critical: float = 10.0
+    norm_rows: int = 128
+    norm_quiet: int = 50
     increase: float = 10.0
     increase_checkpoints: int = 10
     overflow_log10: float = 15.0

@@ -130,3 +130,22 @@ def unstable_mass(unstable_direction: Tensor) -> Tensor:
         A scalar in [0, 1]; the layers' values sum to 1.
     """
     return unstable_direction.square().sum()
+
+
+@quantity(
+    "hessian.unstable_mass_change",
+    unit="share",
+    formula="m_l(c) - median of m_l over earlier checkpoints outside spikes, m_l = hessian.unstable_mass of layer l",
+    reference="our own localisation study (docs): named the layer whose step size was wrong in .96 of checkpoints",
+    tier="curvature",
+    layers="every layer; made of the measured shares, not measured itself",
+    reading="Where the least stable direction moved to: the layer with the largest rise went wrong first.",
+    cannot="Unknown before three quiet checkpoints; names where, not why.",
+)
+def unstable_mass_change(unstable_mass_now: float, unstable_mass_baseline: float) -> float:
+    """Change of a layer's share of the unstable direction against the run's own baseline.
+
+    Returns:
+        The difference of the shares, in [-1, 1].
+    """
+    return unstable_mass_now - unstable_mass_baseline

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hnf_offline.relate.series import column
-from hnf_offline.run.records import ModelSource, Run
+import numpy as np
+
+from hnf_offline.relate.series import column, points
+from hnf_offline.run.records import Log, ModelSource, Run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import polars as pl
 
 
@@ -22,7 +26,8 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
         made: may hold "parameters", the model's number of parameters.
 
     Returns:
-        Name, path, checkpoints read and found, steps, model, optimizer, gap, missing, skipped and so on.
+        Name, path, checkpoints read and found and their steps, model, optimizer, gap, what is missing and
+        skipped, resumes, and what was odd in the log.
     """
     read = sorted({int(step) for step in profile["step"].unique()}) if profile.width else []
     found = sorted({checkpoint.step for checkpoint in run.checkpoints} | set(read))
@@ -34,19 +39,39 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
         "path": run.path.as_posix(),
         "checkpoints": len(read),
         "checkpoints_found": len(found),
+        "checkpoint_steps": found,
         "steps": [found[0], found[-1]] if found else None,
         "logged_steps": [int(logged[0]), int(logged[-1])] if logged.size else None,
         "model": _model(run.model),
         "parameters": int(parameters) if isinstance(parameters, int | float) else None,
-        "optimizer": _optimizer(run),
+        "optimizer": _optimizer(run, profile),
         "gap": gap,
         "missing": [{"what": item.what, "cost": item.cost} for item in run.missing],
         "skipped": [
             {"path": item.path.as_posix(), "reason": item.reason, "remedy": item.remedy}
             for item in run.skipped
         ],
+        "resume_steps": list(run.resume_steps),
+        "log": None if run.log is None else _log(run.log, run.path),
         "duplicates": 0 if run.log is None else run.log.duplicates,
+        "skipped_lines": 0 if run.log is None else run.log.skipped_lines,
         "restarts": [] if run.log is None else list(run.log.restarts),
+    }
+
+
+def _log(log: Log, run: Path) -> dict[str, Any]:
+    """Say what the log was read from and what was odd in it.
+
+    Returns:
+        files (relative to the run where they lie in it), duplicates, skipped_lines, restarts.
+    """
+    return {
+        "files": [
+            (file.relative_to(run) if file.is_relative_to(run) else file).as_posix() for file in log.files
+        ],
+        "duplicates": log.duplicates,
+        "skipped_lines": log.skipped_lines,
+        "restarts": list(log.restarts),
     }
 
 
@@ -75,17 +100,20 @@ def _model(model: ModelSource | None) -> str:
     return ", ".join(parts)
 
 
-def _optimizer(run: Run) -> str:
-    """Name the optimizer in a few words: run.toml first, then the configuration found.
+def _optimizer(run: Run, profile: pl.DataFrame) -> str:
+    """Name the optimizer in a few words: run.toml first, then the configuration, then the saved states.
 
     Returns:
-        Such as "adamw, lr 0.005, betas (0.9, 0.999)", or "unknown".
+        Such as "adamw, lr 0.005, betas (0.9, 0.999)" or "Adam, lr 0.00025 to 0.05", or "unknown".
     """
     settings, found = run.optimizer, run.configuration
     kind = settings.kind or next(
         (found[key] for key in ("optimizer.kind", "optimizer.name", "optimizer", "optim") if found.get(key)),
         None,
     )
+    if kind is None and profile.width and (profile["quantity"] == "adam.lag_rms").any():
+        kind = "Adam"  # only states with a second moment have a lag
+    parts = [] if kind is None else [str(kind)]
     rate = settings.learning_rate
     if rate is None:
         rate = next(
@@ -96,11 +124,41 @@ def _optimizer(run: Run) -> str:
             ),
             None,
         )
-    parts = [] if kind is None else [str(kind)]
-    if rate is not None:
-        parts.append(f"lr {rate:g}")
-    if settings.betas is not None:
-        parts.append(f"betas ({settings.betas[0]:g}, {settings.betas[1]:g})")
+    rates = _saved_rates(profile) if rate is None else (rate, rate)
+    if rates is not None:
+        low, high = (f"{one:.3g}" for one in rates)
+        parts.append(f"lr {low}" if low == high else f"lr {low} to {high}")
+    betas = settings.betas or _pair(found, ("optimizer.betas", "betas"))
+    if betas is not None:
+        parts.append(f"betas ({betas[0]:g}, {betas[1]:g})")
     if settings.momentum is not None:
         parts.append(f"momentum {settings.momentum:g}")
     return ", ".join(parts) if parts else "unknown"
+
+
+def _saved_rates(profile: pl.DataFrame) -> tuple[float, float] | None:
+    """Lowest and highest learning rate of the saved optimizer states.
+
+    Returns:
+        Both, None where no state was read.
+    """
+    if not profile.width:
+        return None
+    _, rates = points(profile, "optimizer.learning_rate")
+    rates = rates[np.isfinite(rates)]
+    return (float(rates.min()), float(rates.max())) if rates.size else None
+
+
+def _pair(found: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[float, float] | None:
+    """First pair of numbers that the configuration holds under one of some keys.
+
+    Returns:
+        The pair, None where there is none.
+    """
+    for key in keys:
+        value = found.get(key)
+        if isinstance(value, list | tuple) and len(value) == 2:
+            first, second = value
+            if isinstance(first, int | float) and isinstance(second, int | float):
+                return float(first), float(second)
+    return None

@@ -149,7 +149,7 @@ def verdict(
     caveat = "Stable at these checkpoints and this learning rate: sharpness can go on growing."
     if hover:
         caveat = (
-            "The run hovers at the edge of stability (S near 1) without a spike: no room to raise the rate."
+            "It hovered at the edge of stability (S near 1) without a spike: a higher rate had no room there."
         )
     if pathologies:
         first = pathologies[0]
@@ -225,7 +225,7 @@ def _spiked(
     if not trouble.recovered:
         what += ", not back by the end of the log" if log_end is None else f", not back by step {log_end}"
     where = f"; least stable in {told.first_layer}" if told.first_layer else ""
-    first = f"{what}): {told.sentence}{where}."
+    first = f"{what}): {told.sentence.partition(';')[0]}{where}."
     do = next((item for item in advice if item.spike == trouble.id), None)
     act = "" if do is None else f" {do.action[0].upper()}{do.action.partition(';')[0][1:]}."
     caveat = "One run: what is stable is said of its checkpoints, not of others."
@@ -262,14 +262,11 @@ def more_than_chance(relations: Sequence[Relation], n_spikes: int) -> str:
         return f"{spikes} {are} too few to test ({floor})."
     if ours.p_value is None:
         return f"The stability alarm never spoke, so it announced none of {spikes}."
-    against = "" if rival is None else f"; the best rival without curvature, {rival.rule}: {_early(rival)}"
-    chance = "more than" if ours.p_value <= LEVEL else "not shown to be more than"
     if rival is not None and skill(rival) >= skill(ours):
-        return f"S warned no better than {rival.rule} does: {_early(ours)} against {_early(rival)} at least 10 steps ahead."
-    return (
-        f"The stability alarm came at least 10 steps ahead of {_early(ours)} spikes"
-        f"{against} ({chance} chance, p = {number(ours.p_value)})."
-    )
+        return f"S warned no better than {rival.rule}: {_early(ours)} against {_early(rival)} at least 10 steps ahead."
+    against = "" if rival is None else f"; {rival.rule}: {_early(rival)}"
+    chance = "" if ours.p_value <= LEVEL else ", not shown to be more than chance"
+    return f"Alarms at least 10 steps ahead: {_early(ours)}{against} (p = {number(ours.p_value)}{chance})."
 
 
 def _early(relation: Relation) -> str:

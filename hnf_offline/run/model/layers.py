@@ -52,8 +52,12 @@ _KINDS_BY_NAME = (
     (r"output\.dense$", "mlp_down"),
     (r"^(lm_head|head|output|embed_out|cls|score|classifier|decoder)$|(^|\.)(lm_head|embed_out)$", "head"),
 )
+#: Query, key and value stacked one after another (GPT-2, Phi-3).
 _FUSED = re.compile(r"(^|[._])(c_attn|qkv|qkv_proj|Wqkv|wqkv|in_proj|to_qkv)$")
+#: Stacked anew for every key-value head (GPT-NeoX, BLOOM, Falcon).
 _FUSED_BY_HEAD = re.compile(r"(^|[._])query_key_value$")
+#: Names that other projections have too (Mamba's in_proj, GPT-2's cross-attention): fused only if 3 times as wide.
+_FUSED_IF_SQUARE = re.compile(r"(^|[._])(c_attn|in_proj)$")
 _ROLES = ("query", "key", "value")
 
 
@@ -86,6 +90,8 @@ def kind_of(path: str, module: nn.Module) -> str:
         return "embedding"
     if is_norm(module):
         return "norm"
+    if _FUSED_BY_HEAD.search(path):
+        return "other"  # all three roles at once, where they could not be told apart
     for pattern, kind in _KINDS_BY_NAME:
         if re.search(pattern, path):
             return kind
@@ -113,9 +119,9 @@ def layers_of(module: nn.Module) -> tuple[Layer, ...]:
         if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
             fused = {name: value for name, value in own.items() if name.startswith("in_proj")}
             own = {name: value for name, value in own.items() if name not in fused}
-            _append(layers, f"{path}.in_proj".lstrip("."), "query", part, fused, names)
+            _append(layers, f"{path}.in_proj".lstrip("."), "query", part, fused, names, None)
         if own:
-            _append(layers, path, kind_of(path, part), part, own, names)
+            _append(layers, path, kind_of(path, part), part, own, names, _heads(module, path))
     return tuple(layers)
 
 
@@ -126,8 +132,9 @@ def _append(
     module: nn.Module,
     own: dict[str, nn.Parameter],
     names: dict[int, str],
+    heads: tuple[int, int] | None,
 ) -> None:
-    pieces = _split_fused(path, module, own)
+    pieces = _split_fused(path, module, own, heads)
     if pieces is None:
         parts = tuple(Part(names[id(value)], tuple(value.shape)) for value in own.values())
         layers.append(Layer(path, kind, len(layers), parts))
@@ -140,38 +147,54 @@ def _append(
 
 
 def _split_fused(
-    path: str, module: nn.Module, own: dict[str, nn.Parameter]
+    path: str, module: nn.Module, own: dict[str, nn.Parameter], heads: tuple[int, int] | None
 ) -> dict[str, dict[str, Tensor]] | None:
     """Flat positions of query, key and value in each parameter of a fused projection; None where it is none."""
     by_head = _FUSED_BY_HEAD.search(path) is not None
-    if not by_head and not _FUSED.search(path):
+    if (not by_head and not _FUSED.search(path)) or (by_head and heads is None):
         return None
-    heads = _heads(module) if by_head else 1
-    if not heads:
-        return None
+    queries, keys = heads or (1, 1)
     pieces: dict[str, dict[str, Tensor]] = {}
     for name, value in own.items():
         # GPT-2's Conv1D stores its weight [in, out]; everything else has the outputs first.
         outputs_last = type(module).__name__ == "Conv1D" and value.ndim == 2
-        outputs = value.shape[-1] if outputs_last else value.shape[0]
-        if outputs % (3 * heads):
+        outputs, inputs = value.shape[-1 if outputs_last else 0], value.shape[0 if outputs_last else -1]
+        if _FUSED_IF_SQUARE.search(path) and value.ndim == 2 and queries == keys and outputs != 3 * inputs:
             return None
-        # Query, key and value are either stacked once, or stacked anew for every head (GPT-NeoX, BLOOM).
-        rows = torch.arange(outputs).reshape(heads, 3, -1)
+        rows = _rows_by_role(outputs, queries, keys, groups=keys if by_head else 1)
+        if rows is None:
+            return None
         positions = torch.arange(value.numel()).reshape(value.shape)
         pieces[name] = {
-            role: (
-                positions[:, rows[:, place].flatten()]
-                if outputs_last
-                else positions[rows[:, place].flatten()]
-            ).flatten()
-            for place, role in enumerate(_ROLES)
+            role: (positions[:, own_rows] if outputs_last else positions[own_rows]).flatten()
+            for role, own_rows in zip(_ROLES, rows, strict=True)
         }
     return pieces
 
 
-def _heads(module: nn.Module) -> int:
-    return int(getattr(getattr(module, "config", None), "num_attention_heads", 0) or 0)
+def _rows_by_role(outputs: int, queries: int, keys: int, *, groups: int) -> tuple[Tensor, ...] | None:
+    """Output rows of query, key and value: in every group first the query heads, then the keys', then the values'."""
+    if queries % groups or outputs % (queries + 2 * keys):
+        return None
+    sizes = [queries // groups, keys // groups, keys // groups]
+    rows = torch.arange(outputs).reshape(groups, sum(sizes), -1)
+    return tuple(piece.flatten() for piece in torch.split(rows, sizes, dim=1))
+
+
+def _heads(root: nn.Module, path: str) -> tuple[int, int] | None:
+    """Query heads and key-value heads, from the nearest configuration at or above a module; None where none says."""
+    while True:
+        config = getattr(root.get_submodule(path), "config", None)
+        queries = getattr(config, "num_attention_heads", None)
+        if isinstance(queries, int) and queries > 0:
+            keys = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+            grouped = getattr(config, "new_decoder_architecture", False)  # Falcon: then multi_query is void
+            if getattr(config, "multi_query", False) and not grouped:
+                keys = 1
+            return queries, keys if isinstance(keys, int) and keys > 0 else queries
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
 
 
 def blocks_of(module: nn.Module) -> tuple[str, ...]:
