@@ -94,7 +94,7 @@ class Recorder:
         loss: Tensor | float,
         grad_norm: Tensor | float | None = None,
         learning_rate: float | None = None,
-        **others: float,
+        **others: Tensor | float,
     ) -> None:
         """Note a finished step, and save a checkpoint when one is due.
 
@@ -111,10 +111,10 @@ class Recorder:
             **others: further numbers for the log.
         """
         rate = optimizer.param_groups[0]["lr"] if learning_rate is None else learning_rate
-        row: dict[str, float] = {"step": step, "loss": float(loss)}
+        row: dict[str, float] = {"step": step, "loss": _number(loss)}
         if grad_norm is not None:
-            row["grad_norm"] = float(grad_norm)
-        row |= {"learning_rate": float(rate)} | {name: float(value) for name, value in others.items()}
+            row["grad_norm"] = _number(grad_norm)
+        row |= {"learning_rate": _number(rate)} | {name: _number(value) for name, value in others.items()}
         # Python writes NaN and Infinity bare, as trainers do; the reader takes both.
         self._log.write(json.dumps({name: _short(value) for name, value in row.items()}) + "\n")
         self._log.flush()
@@ -154,10 +154,21 @@ def describe_optimizer(
     Returns:
         Tensors called `<state>.<parameter>` for state of the parameter's shape, and a description: kind,
         param_groups with parameter names and scalar settings, and each parameter's step.
+
+    Raises:
+        InputError: if the optimizer updates a tensor that is no parameter of the module.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     tensors: dict[str, Tensor] = {}
     steps: dict[str, int] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in names:
+                raise InputError(
+                    f"the optimizer updates a tensor of shape {tuple(parameter.shape)} that is no parameter of "
+                    f"{type(module).__name__}",
+                    remedy="give the recorder the module that holds everything the optimizer updates",
+                )
     for parameter, state in optimizer.state.items():
         name = names[parameter]
         for key, value in state.items():
@@ -166,17 +177,26 @@ def describe_optimizer(
             elif isinstance(value, Tensor) and value.shape == parameter.shape:
                 tensors[f"{key}.{name}"] = value
     groups = [
-        {key: value for key, value in group.items() if key != "params" and _is_plain(value)}
+        {key: _plain(value) for key, value in group.items() if key != "params" and _is_plain(_plain(value))}
         | {"params": [names[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
     return tensors, {"kind": type(optimizer).__name__, "param_groups": groups, "step": steps}
 
 
+def _plain(value: Any) -> Any:
+    # A learning rate may be a tensor, so that a compiled step can read it.
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
 
 
 def _short(value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -72,7 +73,7 @@ def _norms(log: pl.DataFrame, rules: Rules) -> Iterator[Alarm]:
     critical = finite & (norms > rules.norm_critical) & fits
     below = finite & (norms <= rules.norm_high)
     begins = starts(high, below, rules.norm_quiet)
-    for row, following in zip(begins, [*begins[1:], norms.size], strict=True):
+    for row, following in pairwise([*begins, norms.size]):
         worse = row + np.flatnonzero(critical[row:following])[:1]
         for at, word, threshold in (
             (row, "high", rules.norm_high),

@@ -116,12 +116,12 @@ def _side(series: Series, logarithmic: bool, threshold: float) -> NDArray[np.int
 
 
 def hold(points: int) -> int:
-    """Give how many points in a row make a separation durable: a tenth of them, 2 to 20.
+    """Give how many points in a row make a separation durable: a tenth of them, 2 to 200.
 
     Returns:
         The number of points.
     """
-    return min(20, max(2, math.ceil(points / 10)))
+    return min(200, max(2, math.ceil(points / 10)))
 
 
 def _first_stretch(side: NDArray[np.int8], hold: int) -> tuple[int | None, int | None]:

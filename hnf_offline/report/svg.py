@@ -13,7 +13,7 @@ from hnf_offline.report.chart import Array, Chart, Line, Mark, Strip, Window
 from hnf_offline.report.text import axis_number, clean, number
 
 WIDTH = 960
-LEFT = 76
+LEFT = 96
 RIGHT = 26
 HEAD = 18
 _LETTER = 6.3  # pixels a letter of 12 px text takes, about

@@ -95,7 +95,7 @@ def predictors(panel: Predictors) -> Markup:
     Returns:
         One SVG element.
     """
-    left, top, width = 76, 14, 400
+    left, top, width = 76, 14, 360
     across, up = Axis(0.0, 1.0, left, left + width), Axis(0.0, 1.0, top + PLANE - 60, top)
     body: list[str] = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -119,12 +119,12 @@ def predictors(panel: Predictors) -> Markup:
     for place, dot in enumerate(listed, start=1):
         y = top + 12 + 18 * (place - 1)
         style, shape = ("hollow rest", "square") if dot.baseline else ("fill alarm", "circle")
-        body.append(element("path", d=glyph(shape, left + width + 50, y - 4), class_=style))
+        body.append(element("path", d=glyph(shape, left + width + 100, y - 4), class_=style))
         words = f"{place}  {dot.label}" + ("  (baseline)" if dot.baseline else "")
-        body.append(text(left + width + 62, y, words, class_="small"))
+        body.append(text(left + width + 112, y, words, class_="small"))
     y = top + 18 + 18 * len(listed)
-    body.append(element("path", d=f"M{left + width + 47} {y - 7}l6 6m0-6l-6 6", class_="tick"))
-    body.append(text(left + width + 62, y, "as many alarms placed at random", class_="small"))
+    body.append(element("path", d=f"M{left + width + 97} {y - 7}l6 6m0-6l-6 6", class_="tick"))
+    body.append(text(left + width + 112, y, "as many alarms placed at random", class_="small"))
     return figure(max(float(top + PLANE - 10), y + 14), panel.title, body, class_="plane")
 
 

@@ -37,6 +37,8 @@ def build_from_factory(factory: str, config: Mapping[str, Any]) -> nn.Module:
         ) from error
     finally:
         sys.path.remove(folder)
+    if not callable(function):
+        raise UsageError(f"--model {factory!r} is {type(function).__name__}, not a function")
     module = function(config) if inspect.signature(function).parameters else function()
     if not isinstance(module, nn.Module):
         raise UsageError(f"--model {factory!r} returned {type(module).__name__}, not a torch module")

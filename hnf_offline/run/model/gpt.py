@@ -185,7 +185,15 @@ class GPT(nn.Module):
 
         Returns:
             Logits, [batch, tokens, vocabulary].
+
+        Raises:
+            InputError: if the rows are longer than the model's longest sequence.
         """
+        if input_ids.shape[1] > self.config.block_size:
+            raise InputError(
+                f"rows of {input_ids.shape[1]} tokens, but the model takes at most {self.config.block_size}",
+                remedy="give the batches this run was trained on with --replay",
+            )
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         stream = self.transformer["wte"](input_ids) + self.transformer["wpe"](positions)
         blocks = self.transformer["h"]

@@ -29,21 +29,33 @@ def build_huggingface(config: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         MissingExtraError: if transformers is not installed.
-        InputError: if the installed transformers does not know the model.
+        InputError: if the installed transformers does not know the model, or cannot build what is described.
     """
     try:
         import transformers
     except ImportError:
         raise MissingExtraError("transformers", "hf", "a Hugging Face model") from None
     model_type = config.get("model_type")
-    rest = {key: value for key, value in config.items() if key not in {"model_type", "auto_map"}}
-    try:
-        settings = transformers.AutoConfig.for_model(model_type, **rest)
-    except ValueError:
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise InputError(
             f"transformers {transformers.__version__} does not know model_type {model_type!r}",
             remedy="install a newer transformers, or name a factory with --model package.module:function",
-        ) from None
+        )
+    try:
+        return _build(transformers, model_type, config)
+    except Exception as error:  # somebody else's configuration in somebody else's code can fail in any way
+        reason = next(
+            (line for line in reversed(str(error).split("\n")) if line.strip()), type(error).__name__
+        )
+        raise InputError(
+            f"the configuration describes no {model_type} model: {reason.strip()}",
+            remedy="check the model's config.json, or name a factory with --model package.module:function",
+        ) from error
+
+
+def _build(transformers: Any, model_type: str, config: Mapping[str, Any]) -> nn.Module:
+    rest = {key: value for key, value in config.items() if key not in {"model_type", "auto_map"}}
+    settings = transformers.AutoConfig.for_model(model_type, **rest)
     settings.use_cache = False
     architecture = str((config.get("architectures") or ["ForCausalLM"])[0])
     auto = next((name for ending, name in _HEADS.items() if architecture.endswith(ending)), "AutoModel")

@@ -1,0 +1,146 @@
+"""One loss from whatever a module returns, on the positions that are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hnf_offline.errors import InputError
+from hnf_offline.run.model.loss import check_tokens, count_predicted, evaluate, predicted
+
+VOCABULARY = 7
+TOKENS = torch.randint(0, VOCABULARY, (4, 5), generator=torch.Generator().manual_seed(0))
+LOGITS = torch.randn(4, 5, VOCABULARY, generator=torch.Generator().manual_seed(1))
+NEXT_TOKEN = functional.cross_entropy(LOGITS[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+
+
+class Returns(nn.Module):
+    """Returns the same thing whatever it is asked, and remembers how it was called."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+        self.labels: Tensor | None = None
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        self.labels = labels
+        return self.output
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        LOGITS,
+        {"logits": LOGITS},
+        SimpleNamespace(logits=LOGITS),
+        (LOGITS, "cache"),
+        (torch.tensor(9.0), LOGITS),
+    ],
+    ids=["tensor", "mapping", "object", "tuple", "tuple with a number first"],
+)
+def test_logits_in_any_wrapping_give_the_shifted_cross_entropy(output: Any) -> None:
+    outcome = evaluate(Returns(output), TOKENS, None)
+    assert outcome.loss.item() == pytest.approx(NEXT_TOKEN.item())
+    assert outcome.logits is not None and outcome.logits.shape == (16, VOCABULARY)
+    assert outcome.targets is not None and torch.equal(outcome.targets, TOKENS[:, 1:].flatten())
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"loss": torch.tensor(1.5), "logits": LOGITS},
+        SimpleNamespace(loss=torch.tensor(1.5), logits=LOGITS),
+        torch.tensor(1.5),
+        {"loss": torch.tensor(1.5)},
+    ],
+    ids=["mapping", "object", "scalar", "no logits"],
+)
+def test_a_loss_that_the_module_gives_is_the_loss(output: Any) -> None:
+    assert evaluate(Returns(output), TOKENS, None).loss.item() == 1.5
+
+
+def test_a_module_that_takes_labels_gets_the_tokens_where_there_are_none() -> None:
+    module = Returns(LOGITS)
+    evaluate(module, TOKENS, None)
+    assert torch.equal(module.labels, TOKENS)
+    labels = TOKENS.flip(0)
+    evaluate(module, TOKENS, labels)
+    assert torch.equal(module.labels, labels)
+
+
+def test_a_module_with_its_own_argument_name_is_called_by_position() -> None:
+    class Own(nn.Module):
+        def forward(self, idx: Tensor) -> Tensor:
+            assert torch.equal(idx, TOKENS)
+            return LOGITS
+
+    assert evaluate(Own(), TOKENS, None).loss.item() == pytest.approx(NEXT_TOKEN.item())
+
+
+def test_one_label_a_row_is_predicted_at_the_last_position() -> None:
+    labels = torch.tensor([1, 2, 3, 4])
+    outcome = evaluate(Returns(LOGITS), TOKENS, labels)
+    assert outcome.loss.item() == pytest.approx(functional.cross_entropy(LOGITS[:, -1], labels).item())
+    classes = LOGITS[:, 0]  # a classifier has one prediction a row to begin with
+    outcome = evaluate(Returns(classes), TOKENS, labels)
+    assert outcome.loss.item() == pytest.approx(functional.cross_entropy(classes, labels).item())
+
+
+def test_positions_labelled_minus_100_do_not_count() -> None:
+    labels = TOKENS.clone()
+    labels[0] = -100
+    labels[1, 3:] = -100
+    logits, targets = predicted(LOGITS, labels)
+    assert len(targets) == count_predicted(TOKENS, labels) == 2 + 4 + 4
+    reference = functional.cross_entropy(
+        LOGITS[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
+    outcome = evaluate(Returns(LOGITS), TOKENS, labels)
+    assert outcome.loss.item() == pytest.approx(reference.item())
+    assert logits.shape == (10, VOCABULARY)
+    assert count_predicted(TOKENS, torch.tensor([3, -100, 1, -100])) == 2
+    assert count_predicted(TOKENS, None) == 16
+
+
+@pytest.mark.parametrize("output", ["text", (), None, SimpleNamespace(hidden=LOGITS)])
+def test_a_module_without_loss_or_logits_is_refused_with_a_remedy(output: Any) -> None:
+    with pytest.raises(InputError, match="neither a loss nor logits") as error:
+        evaluate(Returns(output), TOKENS, None)
+    assert error.value.remedy
+
+
+def test_labels_that_do_not_fit_are_named_with_both_shapes() -> None:
+    with pytest.raises(InputError, match=r"\(4, 5, 7\).*\(4, 6\)"):
+        evaluate(Returns(LOGITS), TOKENS, torch.zeros(4, 6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_loss_of_a_hugging_face_decoder_is_its_own(
+    hugging_face: Callable[[str], nn.Module], model_type: str
+) -> None:
+    module = hugging_face(model_type)
+    outcome = evaluate(module, TOKENS, None)
+    own = module(input_ids=TOKENS, labels=TOKENS)
+    assert outcome.loss.item() == pytest.approx(own.loss.item())
+    # The logits that are measured beside it give the same loss: shift and targets fit.
+    assert outcome.logits is not None and outcome.targets is not None
+    assert functional.cross_entropy(outcome.logits, outcome.targets).item() == pytest.approx(
+        own.loss.item(), rel=1e-5
+    )
+
+
+def test_tokens_outside_of_the_vocabulary_are_refused_before_the_gpu_asserts() -> None:
+    check_tokens(torch.tensor([[0, 6]]), 7)
+    check_tokens(torch.tensor([[0, 600]]), None)
+    check_tokens(torch.empty(0, 3, dtype=torch.int64), 7)
+    with pytest.raises(InputError, match=r"token 7 in the batches, but the model knows 0\.\.6") as error:
+        check_tokens(torch.tensor([[0, 7]]), 7)
+    assert "--replay" in str(error.value.remedy)
+    with pytest.raises(InputError, match="token -1 "):
+        check_tokens(torch.tensor([[-1, 3]]), 7)
