@@ -96,8 +96,8 @@ def starts(on: Flags, off: Flags | None = None, rows: int = 1) -> list[int]:
         return []
     quiet = ~on if off is None else off & ~on
     below = np.concatenate([[0], np.cumsum(quiet)])
-    armed_at = np.flatnonzero(below[rows:] - below[:-rows] == rows) + rows if quiet.size >= rows else []
-    armed_at = np.asarray(armed_at, dtype=np.int64)  # first row at which the last `rows` rows were quiet
+    # First rows at which the last `rows` rows were quiet.
+    armed_at = rows + np.flatnonzero(below[rows:] - below[:-rows] == rows)
     high = np.flatnonzero(on)
     found = [int(high[0])]
     while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -56,34 +55,25 @@ def _lag(profile: pl.DataFrame, rules: Rules) -> Iterator[Alarm]:
 def _norms(log: pl.DataFrame, rules: Rules) -> Iterator[Alarm]:
     """Gradient norms above the bands, in runs whose own norm is normally below them.
 
-    An episode lasts until the norm was below the lower band for `norm_quiet` logged rows in a row. It is told
-    once, and once more if it first reaches the critical band later.
+    An episode begins at the first norm above the lower band, is told once, and ends when the norm was below
+    that band for `norm_quiet` logged rows in a row.
 
     Yields:
-        Alarms of rule "norm-high" or "norm-critical".
+        Alarms of rule "norm-critical" where the first norm is that high, else "norm-high".
     """
     steps, norms = logged(log, NORM)
     if not steps.size:
         return
     series = Measured(NORM, "", -1, steps, norms)
     usual = _usual(norms, rules.norm_rows)
-    fits = usual < rules.norm_high
     finite = np.isfinite(norms)
-    high = finite & (norms > rules.norm_high) & fits
-    critical = finite & (norms > rules.norm_critical) & fits
-    below = finite & (norms <= rules.norm_high)
-    begins = starts(high, below, rules.norm_quiet)
-    for row, following in pairwise([*begins, norms.size]):
-        worse = row + np.flatnonzero(critical[row:following])[:1]
-        for at, word, threshold in (
-            (row, "high", rules.norm_high),
-            *((int(one), "critical", rules.norm_critical) for one in worse),
-        ):
-            if word == "high" and worse.size and worse[0] == row:
-                continue  # critical at once
-            text = f"gradient norm is {norms[at]:.3g} at step {steps[at]} (normally {usual[at]:.2g}): {word} "
-            text += f"for a clipped run (above {threshold:g})."
-            yield alarm(Episode(series, at, threshold, float(norms[at])), f"norm-{word}", "info", text)
+    high = finite & (norms > rules.norm_high) & (usual < rules.norm_high)
+    for row in starts(high, finite & (norms <= rules.norm_high), rules.norm_quiet):
+        critical = norms[row] > rules.norm_critical
+        word, threshold = ("critical", rules.norm_critical) if critical else ("high", rules.norm_high)
+        text = f"gradient norm is {norms[row]:.3g} at step {steps[row]}, normally {usual[row]:.2g}: {word} "
+        text += f"for a clipped run (above {threshold:g})."
+        yield alarm(Episode(series, row, threshold, float(norms[row])), f"norm-{word}", "info", text)
 
 
 def _usual(norms: Floats, rows: int) -> Floats:
@@ -94,4 +84,4 @@ def _usual(norms: Floats, rows: int) -> Floats:
     """
     finite = np.isfinite(norms)
     known = trailing_median(np.append(norms[finite], 0.0), rows, minimum=10)
-    return known[np.cumsum(finite) - finite]
+    return np.asarray(known[np.cumsum(finite) - finite])

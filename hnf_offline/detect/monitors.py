@@ -27,7 +27,7 @@ def band_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, .
     """Attention logits above 1e3 (warning) and 1e4 (danger); component estimates above 1e6 and 1e9 (info).
 
     The estimates (`proxy.*_log10`) are bounds by the formulas of the source document, and pass its bands in
-    healthy models. A band is told when a layer enters it from below, and armed again half a decade below it;
+    healthy models. A band is told when a layer is first in it, and again after it was half a decade below it;
     of several bands and layers at one checkpoint the highest is told, with the count of the rest.
 
     Returns:
@@ -226,9 +226,9 @@ def _spelled(level: float) -> str:
     """Spell a value of which the logarithm is given.
 
     Returns:
-        "0.031", "40", "1e15.4".
+        "0.031", "332", "1e15.4".
     """
-    return f"{10**level:.2g}" if -4 < level < 4 else f"1e{level:.1f}"
+    return f"{10**level:.3g}" if -4 < level < 3 else f"1e{level:.1f}"
 
 
 def _chosen(profile: pl.DataFrame, quantities: Sequence[str]) -> Iterator[Measured]:

@@ -73,7 +73,10 @@ def _weights(profile: pl.DataFrame) -> Iterator[Pathology]:
         for row in np.flatnonzero(series.values > 0)[:1]:
             share, step = series.values[row], int(series.steps[row])
             yield Pathology(
-                "nonfinite-weights", series.layer, step, f"{share:.2g} of the weights are not finite."
+                "nonfinite-weights",
+                series.layer,
+                step,
+                f"{share:.2%} of the weights are not finite at checkpoint {step}",
             )
 
 

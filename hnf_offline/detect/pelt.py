@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import ruptures
 from numpy.typing import NDArray
+from ruptures.base import BaseCost
 
 from hnf_offline.detect.autocorrelation import (
     NULLS,
@@ -25,6 +26,65 @@ from hnf_offline.findings import ChangePoint
 SHORTEST = 8  # a shorter series has no level to speak of
 LONGEST = 512  # a longer one is averaged in blocks: PELT on correlated data costs the square
 SEGMENT = 2
+
+#: Penalties at 5 %, in long-run variances, by length: 95 % quantiles of 10 000 AR(1) draws with phi = 0.8, which is
+#: the strictest null at every length; standard error below 2.2 %. Other rates are drawn when asked for.
+TABULATED_RATE = 0.05
+PENALTIES = {
+    8: 89.2,
+    10: 83.8,
+    12: 84.9,
+    14: 82.8,
+    16: 83.0,
+    20: 77.3,
+    24: 73.2,
+    28: 64.1,
+    32: 60.3,
+    40: 50.3,
+    48: 57.9,
+    56: 49.2,
+    64: 44.4,
+    80: 37.4,
+    96: 30.8,
+    112: 26.8,
+    128: 24.3,
+    160: 21.3,
+    192: 19.2,
+    224: 17.6,
+    256: 16.7,
+    320: 15.1,
+    384: 13.8,
+    448: 13.3,
+    512: 12.7,
+}
+
+
+class SquaredError(BaseCost):  # type: ignore[misc]
+    """Squared error about the mean of a segment, from running sums: ruptures' "l2" without its cost a call."""
+
+    model = ""
+    min_size = 1
+
+    def fit(self, signal: Floats) -> SquaredError:
+        """Sum up a signal of one column.
+
+        Returns:
+            Itself.
+        """
+        self.signal = signal
+        centred = signal[:, 0] - signal[:, 0].mean()
+        self.sums: list[float] = [0.0, *np.cumsum(centred).tolist()]
+        self.squares: list[float] = [0.0, *np.cumsum(centred * centred).tolist()]
+        return self
+
+    def error(self, start: int, end: int) -> float:
+        """Sum of squares of rows start to end - 1 about their mean.
+
+        Returns:
+            The cost.
+        """
+        rise = self.sums[end] - self.sums[start]
+        return self.squares[end] - self.squares[start] - rise * rise / (end - start)
 
 
 def change_points_pelt(
@@ -48,7 +108,7 @@ def change_points_pelt(
         quantity: name in the catalogue.
         layer: module path.
         false_alarm_rate: probability of any change-point in an AR(1) series without change.
-        seed: seed of the draws.
+        seed: seed of the draws, for rates that are not tabulated.
 
     Returns:
         Change-points with `causal` False. Source: Killick et al. 2012, J. Am. Stat. Assoc. 107.
@@ -61,10 +121,13 @@ def change_points_pelt(
     usable = scaled.size // block * block
     scaled = scaled[:usable].reshape(-1, block).mean(axis=1)
     where = where[:usable:block]
-    penalty = float(long_run_variance(scaled)) * _multiple(_rounded(scaled.size), false_alarm_rate, seed)
+    length = _rounded(scaled.size)
+    tabulated = false_alarm_rate == TABULATED_RATE and length in PENALTIES
+    multiple = PENALTIES[length] if tabulated else drawn_multiple(length, false_alarm_rate, seed)
+    penalty = float(long_run_variance(scaled)) * multiple
     if penalty <= 0 or _gain(scaled[None, :])[0] <= penalty:
         return ()
-    fitted = ruptures.Pelt(model="l2", jump=1, min_size=SEGMENT).fit(scaled[:, None])
+    fitted = ruptures.Pelt(custom_cost=SquaredError(), jump=1, min_size=SEGMENT).fit(scaled[:, None])
     breaks = [0, *fitted.predict(pen=penalty)]
     levels = [float(scaled[a:b].mean()) for a, b in itertools.pairwise(breaks)]
     return tuple(
@@ -84,8 +147,8 @@ def _rounded(length: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _multiple(length: int, rate: float, seed: int) -> float:
-    """Penalty, in long-run variances, that no null exceeds with more than probability `rate`.
+def drawn_multiple(length: int, rate: float, seed: int) -> float:
+    """Draw the penalty, in long-run variances, that no null exceeds with more than probability `rate`.
 
     Returns:
         The multiple, the largest over the nulls.

@@ -13,6 +13,7 @@ from hnf_offline.detect.rules import STUDIED, Rules
 from hnf_offline.findings import Alarm, Spike
 
 QUANTITY = "hessian.stability_ratio"
+RATCHET = 0.7  # lasting factor on the learning rate at an alarm
 
 
 def stability_alarms(
@@ -116,7 +117,7 @@ def _edge(step: int, value: float, rate: float | None, rules: Rules) -> Alarm:
         threshold=rules.on,
         rule="edge",
         severity="danger",
-        text=f"stability ratio rose to {value:.3g} at checkpoint {step}: past the edge of stability.",
+        text=f"stability ratio rose to {_ratio(value)} at checkpoint {step}: past the edge of stability.",
         action=_lower(value, rate),
     )
 
@@ -136,7 +137,7 @@ def _forecast_alarm(step: int, value: float, crossing: float, rate: float | None
         threshold=rules.on,
         rule="forecast",
         severity="warning",
-        text=f"stability ratio is {value:.3g} at checkpoint {step} and grows towards 1, "
+        text=f"stability ratio is {_ratio(value)} at checkpoint {step} and grows towards 1, "
         f"which it reaches at about step {crossing:.0f}.",
         action=_lower(value, rate),
     )
@@ -148,19 +149,33 @@ def _note(step: int, value: float, rules: Rules, rule: str, how: str) -> Alarm:
     Returns:
         An alarm of severity "info".
     """
-    text = f"stability ratio is {value:.3g} at checkpoint {step}, above 1 {how}."
+    text = f"stability ratio is {_ratio(value)} at checkpoint {step}, above 1 {how}."
     return Alarm(step, step, QUANTITY, "", value, rules.on, rule, "info", text)
 
 
+def _ratio(value: float) -> str:
+    """Spell S so that it never looks like the 1 it is above or below.
+
+    Returns:
+        "0.888", "1.31", "1.002".
+    """
+    spelled = (f"{value:.{digits}g}" for digits in (3, 4, 5, 6))
+    return next((one for one in spelled if float(one) != 1), f"{value:.17g}")
+
+
 def _lower(value: float, rate: float | None) -> str:
-    """Advice with the number that follows from S: the rate at which S would be 0.8 at this checkpoint.
+    """Advice with its number: lr/S, the largest rate that is stable here, or 0.7 times the rate in use.
+
+    The lasting factor 0.7 at an alarm is the ratchet of the prediction study (section 6); from S = 1.4 on lr/S
+    asks for more than that.
 
     Returns:
         One sentence.
     """
     if rate is None or not np.isfinite(rate) or rate <= 0:
-        return "Lower the learning rate lastingly; restoring it brings the next spike."
+        return "Lower the learning rate for good; restoring it brings the next spike."
+    stable = rate / value
     return (
-        f"Lower the learning rate lastingly, here to {0.8 * rate / max(value, 0.8):.2g} or less "
-        f"(it is {rate:.2g}); restoring it brings the next spike."
+        f"Lower the learning rate for good, to at most {min(RATCHET * rate, stable):.2g} (it is {rate:.2g}, "
+        f"lr/S is {stable:.3g}); restoring it brings the next spike."
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hnf_offline.errors import InputError, UserError
+from hnf_offline.profile.batch import ReplayBatch
 from hnf_offline.profile.measure import Subject, measure
 from hnf_offline.profile.session import (
     Session,
@@ -118,8 +121,7 @@ def profile_run(
     frames: list[pl.DataFrame] = []
     skipped: list[tuple[Path, str, str]] = []
     waiting: list[tuple[Checkpoint, str]] = []
-    for checkpoint in checkpoints:
-        own_key = shard_key(checkpoint, key)
+    for checkpoint, own_key in zip(checkpoints, _shard_keys(run, session, key, checkpoints), strict=True):
         cached = read_shard(shard_path(out / "profile", checkpoint), own_key)
         if cached is None:
             waiting.append((checkpoint, own_key))
@@ -128,6 +130,7 @@ def profile_run(
     done = cached_count = len(frames)
     if cached_count and on_progress is not None:
         on_progress(Progress(checkpoints[0].step, done, len(checkpoints), cached_count, 0.0))
+    ratio: float | None = None
     with full_precision():
         for (checkpoint, own_key), loaded in _read_ahead([point for point, _ in waiting], waiting):
             began = time.perf_counter()
@@ -142,10 +145,9 @@ def profile_run(
                 frames.append(write_shard(shard_path(out / "profile", checkpoint), rows, own_key))
             done += 1
             if on_progress is not None:
-                seconds = time.perf_counter() - began
-                on_progress(
-                    Progress(checkpoint.step, done, len(checkpoints), cached_count, seconds, _event(rows))
-                )
+                seconds, event = time.perf_counter() - began, _event(rows, ratio)
+                on_progress(Progress(checkpoint.step, done, len(checkpoints), cached_count, seconds, event))
+            ratio = _stability(rows) or ratio
     if checkpoints and not frames:
         path, reason, remedy = skipped[0]
         raise InputError(
@@ -156,6 +158,29 @@ def profile_run(
     parameters = None if session is None else sum(layer.size for layer in session.layers)
     device = "cpu" if session is None else str(session.device)
     return Profile(result, tuple(skipped), len(frames) - cached_count, cached_count, parameters, device)
+
+
+def _shard_keys(
+    run: Run, session: Session | None, settings: str, checkpoints: Sequence[Checkpoint]
+) -> Iterator[str]:
+    """Keys of the shards: settings and files, and which rows are held against which logged losses.
+
+    Where run.toml corrects the steps of the batches, or the log has grown, the check is made anew.
+
+    Yields:
+        One key a checkpoint.
+    """
+    logged = _logged_losses(run)
+    for checkpoint in checkpoints:
+        key = shard_key(checkpoint, settings)
+        if session is not None:
+            checked = [
+                (step, tuple(session.source.rows_of_step(step)), logged[step])
+                for step in _steps_to_check(checkpoint.step)
+                if step in logged
+            ]
+            key += hashlib.blake2b(repr(checked).encode(), digest_size=8).hexdigest()
+        yield key
 
 
 def _read_ahead(
@@ -221,7 +246,7 @@ def _measure(
                     remedy="use --device cpu, or shorter rows through --replay",
                 ) from None
             memory = replace(memory, rows=memory.rows // 2, keep_graphs=False)
-    return rows + training_loss_rows(run, session, checkpoint.step)
+    return rows + training_loss_rows(run, session, checkpoint.step, memory.rows)
 
 
 def weights_only_rows(step: int, weights: dict[str, Tensor]) -> list[Row]:
@@ -243,10 +268,16 @@ def weights_only_rows(step: int, weights: dict[str, Tensor]) -> list[Row]:
     ]
 
 
-def training_loss_rows(run: Run, session: Session, step: int) -> list[Row]:
+def training_loss_rows(run: Run, session: Session, step: int, together: int | None = None) -> list[Row]:
     """Replay the training batch of the next step: it must give the loss that was logged.
 
     Where it does not, the batches before and after are tried, so that a step count that is off by one is found.
+
+    Args:
+        run: the run, for its log.
+        session: the module with the checkpoint's weights in it, and the batches.
+        step: the checkpoint's step.
+        together: rows that go through the model at once, None for what the memory plan says.
 
     Returns:
         `replay.loss` rows with batch "step N"; empty where the batches' steps are unknown.
@@ -254,22 +285,35 @@ def training_loss_rows(run: Run, session: Session, step: int) -> list[Row]:
     logged = _logged_losses(run)
     rows: list[Row] = []
     entry = computable(frozenset({"loss"}), "forward")[0]
-    for batch_step in (step + 1, step, step + 2):
+    for batch_step in _steps_to_check(step):
         numbers = session.source.rows_of_step(batch_step)
         if not len(numbers) or batch_step not in logged:
             continue
         tokens, labels = load_rows(session.source, tuple(numbers))
+        batch = ReplayBatch.of(tokens, labels, f"step {batch_step}")
         with torch.no_grad():
-            outcome = evaluate(
-                session.module,
-                tokens.to(session.device),
-                None if labels is None else labels.to(session.device),
-            )
-        value = float(entry.function(outcome.loss))
-        rows.append(Row(step, "", "model", -1, entry.name, value, batch=f"step {batch_step}"))
-        if batch_step == step + 1 and abs(value - logged[batch_step]) <= LOSS_AGREES * max(1.0, abs(value)):
+            losses = [
+                micro.weight
+                * float(entry.function(evaluate(session.module, micro.tokens, micro.labels).loss))
+                for micro in batch.cut(together or session.memory.rows, session.device)
+            ]
+        if not losses:
+            continue  # every position of the batch is ignored
+        value = sum(losses)
+        rows.append(Row(step, "", "model", -1, entry.name, value, batch=batch.name))
+        if batch_step == step + 1 and _agree(value, logged[batch_step]):
             break
     return rows
+
+
+def _agree(replayed: float, logged: float) -> bool:
+    if math.isnan(replayed) or math.isnan(logged):
+        return math.isnan(replayed) and math.isnan(logged)  # a dead run replays as dead
+    return replayed == logged or abs(replayed - logged) <= LOSS_AGREES * max(1.0, abs(replayed))
+
+
+def _steps_to_check(step: int) -> tuple[int, int, int]:
+    return step + 1, step, step + 2
 
 
 def _logged_losses(run: Run) -> dict[int, float]:
@@ -279,13 +323,19 @@ def _logged_losses(run: Run) -> dict[int, float]:
     return dict(zip(known["step"].to_list(), known["loss"].to_list(), strict=True))
 
 
-def _event(rows: list[Row]) -> str:
+def _stability(rows: list[Row]) -> float | None:
+    whole = (row.value for row in rows if row.quantity == "hessian.stability_ratio" and row.layer == "")
+    return next(whole, None)
+
+
+def _event(rows: list[Row], before: float | None) -> str:
+    """Tell what happened at a checkpoint; a run that stays beyond the edge is told once."""
     for row in rows:
         if row.quantity == "weight.nonfinite" and row.layer == "" and row.value > 0:
             return f"step {row.step}: {row.value:.2%} of the weights are not finite"
-    for row in rows:
-        if row.quantity == "hessian.stability_ratio" and row.layer == "" and row.value >= 1:
-            return f"step {row.step}: S = {row.value:.2f}, beyond the edge of stability"
+    now = _stability(rows)
+    if now is not None and now >= 1 and (before is None or before < 1):
+        return f"step {rows[0].step}: S = {now:.2f}, beyond the edge of stability"
     return ""
 
 
@@ -305,7 +355,8 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
     key = settings_key(settings, () if session is None else session.identity)
     folder = out / "profile"
     cached = sum(
-        read_shard(shard_path(folder, point), shard_key(point, key)) is not None for point in checkpoints
+        read_shard(shard_path(folder, point), own_key) is not None
+        for point, own_key in zip(checkpoints, _shard_keys(run, session, key, checkpoints), strict=True)
     )
     if session is None:
         device = str(choose_device(settings.device))

@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hnf_offline.errors import AmbiguousOptimizerError, UsageError
+from hnf_offline.errors import AmbiguousOptimizerError, InputError, UsageError, UserError
 from hnf_offline.profile.batch import ReplayBatch, choose_rows
 from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from hnf_offline.profile.settings import TIERS, ProfileSettings
@@ -123,7 +123,9 @@ def open_session(run: Run, settings: ProfileSettings, model_factory: str | None 
         else f"all {len(rows)} rows of {batches.path.name}",
     )
     memory = plan_memory(
-        saved_bytes(module, tokens[:1].to(device), None if labels is None else labels[:1].to(device)),
+        _bytes_of_a_row(
+            module, tokens[:1].to(device), None if labels is None else labels[:1].to(device), batches
+        ),
         len(rows),
         sum(value.numel() * value.element_size() for value in module.parameters()),
         free_bytes(device),
@@ -136,9 +138,35 @@ def open_session(run: Run, settings: ProfileSettings, model_factory: str | None 
         ).encode(),
         digest_size=16,
     )
-    identity = (model.hexdigest(), batch.digest, repr(run.optimizer))
     training_batches = batch.training_batches(batches.rows_per_step or 0)
+    identity = (
+        model.hexdigest(),
+        batch.digest,
+        repr(run.optimizer),
+        *(one.digest for one in training_batches),
+    )
     return Session(device, module, layers, batch, training_batches, batches, memory, identity)
+
+
+def _bytes_of_a_row(module: nn.Module, tokens: Tensor, labels: Tensor | None, batches: Batches) -> int:
+    # The first time that model and batches meet.
+    try:
+        return saved_bytes(module, tokens, labels)
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "one row of it does not fit into the memory of the device",
+            path=batches.path,
+            remedy="use --device cpu, or shorter rows through --replay",
+        ) from error
+    except Exception as error:  # a user's model can fail in any way on rows it was not made for
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"the model does not run on a row of it ({type(error).__name__}: {reason})",
+            path=batches.path,
+            remedy="check that config.json or run.toml describes the model, or give its batches with --replay",
+        ) from error
 
 
 def _replay_file(path: Path) -> Batches:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,7 +124,8 @@ def write_parquet(path: Path, frame: pl.DataFrame, metadata: dict[str, str] | No
         frame.write_parquet(temporary, metadata=metadata)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise InputError(
             f"cannot write: {error.strerror}", path=path, remedy="choose another --out"
         ) from error

@@ -38,7 +38,7 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
         "name": run.name,
         "path": run.path.as_posix(),
         "checkpoints": len(read),
-        "checkpoints_found": len(found),
+        "checkpoints_found": len(found) + sum(item.checkpoint for item in run.skipped),
         "checkpoint_steps": found,
         "steps": [found[0], found[-1]] if found else None,
         "logged_steps": [int(logged[0]), int(logged[-1])] if logged.size else None,
@@ -53,9 +53,9 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
         ],
         "resume_steps": list(run.resume_steps),
         "log": None if run.log is None else _log(run.log, run.path),
-        "duplicates": 0 if run.log is None else run.log.duplicates,
-        "skipped_lines": 0 if run.log is None else run.log.skipped_lines,
-        "restarts": [] if run.log is None else list(run.log.restarts),
+        "duplicates": None if run.log is None else run.log.duplicates,
+        "skipped_lines": None if run.log is None else run.log.skipped_lines,
+        "restarts": None if run.log is None else list(run.log.restarts),
     }
 
 
@@ -96,7 +96,8 @@ def _model(model: ModelSource | None) -> str:
     ):
         value = next((config[key] for key in keys if isinstance(config.get(key), int)), None)
         if value is not None:
-            parts.append(words.format(value))
+            said = words.format(value)
+            parts.append("1 layer" if said == "1 layers" else said)
     return ", ".join(parts)
 
 
@@ -104,7 +105,7 @@ def _optimizer(run: Run, profile: pl.DataFrame) -> str:
     """Name the optimizer in a few words: run.toml first, then the configuration, then the saved states.
 
     Returns:
-        Such as "adamw, lr 0.005, betas (0.9, 0.999)" or "Adam, lr 0.00025 to 0.05", or "unknown".
+        Such as "adamw, lr 0.005, betas (0.9, 0.999)" "Adam or AdamW, lr 0.005 to 0.05", or "unknown".
     """
     settings, found = run.optimizer, run.configuration
     kind = settings.kind or next(
@@ -112,7 +113,7 @@ def _optimizer(run: Run, profile: pl.DataFrame) -> str:
         None,
     )
     if kind is None and profile.width and (profile["quantity"] == "adam.lag_rms").any():
-        kind = "Adam"  # only states with a second moment have a lag
+        kind = "Adam or AdamW"  # the states have a second moment; the rest of the name is not saved
     parts = [] if kind is None else [str(kind)]
     rate = settings.learning_rate
     if rate is None:

@@ -118,9 +118,7 @@ def verdict(
     checkpoints = profile["step"].n_unique() if profile.height else 0
     broken = next((found for found in pathologies if "nonfinite" in found.kind), None)
     if broken is not None:
-        sentence = (
-            f"Weights or measurements are not finite from checkpoint {broken.step} on: {broken.evidence}."
-        )
+        sentence = f"Not finite: {broken.evidence.rstrip('.')}."
         return {"word": "Diverged", "sentence": sentence, "caveat": ""}
     if not loss.size:
         if not checkpoints:
@@ -219,7 +217,8 @@ def _spiked(
     diverged = any(not spike.recovered and spike.kind in {"divergence", "nonfinite"} for spike in spikes)
     told = next(story for story in stories if story.spike == trouble.id)
     finite = np.isfinite(trouble.loss_peak)
-    rose = f"{number(trouble.loss_before)} to " + (number(trouble.loss_peak) if finite else "non-finite")
+    peak = number(trouble.loss_peak) if finite else "not finite"
+    rose = f"{number(trouble.loss_before)} to {peak}" if np.isfinite(trouble.loss_before) else peak
     many = f"{len(spikes)} loss spikes, the worst" if len(spikes) > 1 else "One loss spike,"
     what = f"{many} at step {trouble.onset} ({rose}"
     if not trouble.recovered:
@@ -265,8 +264,12 @@ def more_than_chance(relations: Sequence[Relation], n_spikes: int) -> str:
     if rival is not None and skill(rival) >= skill(ours):
         return f"S warned no better than {rival.rule}: {_early(ours)} against {_early(rival)} at least 10 steps ahead."
     against = "" if rival is None else f"; {rival.rule}: {_early(rival)}"
-    chance = "" if ours.p_value <= LEVEL else ", not shown to be more than chance"
-    return f"Alarms at least 10 steps ahead: {_early(ours)}{against} (p = {number(ours.p_value)}{chance})."
+    verdict_on_chance = "" if ours.p_value <= LEVEL else ", not shown to be more"
+    expected = number((ours.early_chance or 0.0) * ours.n_spikes)
+    return (
+        f"Alarms at least 10 steps ahead: {_early(ours)} "
+        f"(chance {expected}{verdict_on_chance}, p = {number(ours.p_value)}){against}."
+    )
 
 
 def _early(relation: Relation) -> str:
@@ -282,7 +285,7 @@ def _level(profile: pl.DataFrame) -> str:
     steps, values = points(profile, "hessian.stability_ratio")
     last = last_at_or_before(steps, values, 2**62)
     if last is None or last[1] <= 0:
-        return "S is not known (no optimizer state was read)"
+        return "S was not measured"
     highest = float(np.nanmax(values))
     peak = int(steps[int(np.nanargmax(values))])
     return (

@@ -36,6 +36,9 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     gone = words.missing(run)
     if gone:
         tail += _wrap(f"missing: {'; '.join(gone)}", width, 1)
+    passed_over = words.skipped(run)
+    if passed_over:
+        tail += _wrap(f"skipped: {'; '.join(passed_over)}", width, 1)
     caveat = findings.verdict.get("caveat", "")
     if caveat:
         tail += _wrap(clean(caveat), width, 1)

@@ -132,11 +132,19 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One file or line that was passed over, and why."""
+    """One file that was passed over, and why.
+
+    Attributes:
+        path: the file or folder.
+        reason: what is wrong with it.
+        remedy: what to do about it, "" where nothing is known.
+        checkpoint: whether it would have been one checkpoint more.
+    """
 
     path: Path
     reason: str
     remedy: str = ""
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,22 @@ def test_a_jump_past_one_is_an_edge_alarm_with_a_number_to_act_on():
     (alarm,) = stability_alarms(profile([0.5, 0.5, 0.5, 0.5, 0.5, 2.0]), EMPTY_LOG, ())
     assert (alarm.rule, alarm.severity, alarm.step, alarm.known_at) == ("edge", "danger", 48, 48)
     assert (alarm.value, alarm.threshold) == (2.0, 1.0)
-    assert "0.004" in alarm.action  # 0.8 / 2.0 of the saved 0.01
+    assert "for good, to at most 0.005 (it is 0.01, lr/S is 0.005)" in alarm.action
+    (mild,) = stability_alarms(profile([0.5, 0.5, 0.5, 0.5, 0.5, 1.0004]), EMPTY_LOG, ())
+    assert "to at most 0.007 (it is 0.01, lr/S is 0.01)" in mild.action  # the ratchet: lr/S alone is no cut
+    assert "rose to 1.0004 at" in mild.text  # never "rose to 1"
+
+
+def test_no_action_is_ever_for_a_while():
+    climb = 0.3 * 2 ** (np.arange(30) * 8 / 80)
+    for values in (climb, [0.5, 0.5, 0.5, 0.5, 0.5, 2.0]):
+        for alarm in stability_alarms(profile(values), EMPTY_LOG, ()):
+            if alarm.severity != "info":
+                assert "for good" in alarm.action
+                assert "next 100 steps" not in alarm.action
+                number = float(alarm.action.split("at most ")[1].split(" ")[0])
+                assert number < 0.01
+                assert number <= 0.01 / alarm.value + 1e-4
 
 
 def test_a_climb_is_forecast_once_and_its_crossing_is_only_a_note():
@@ -211,15 +226,59 @@ def test_adam_lag_is_a_warning_for_the_model_and_a_note_for_a_layer():
     assert {a.severity for a in layer} == {"info"}
 
 
-def test_gradient_norms_are_notes_and_silent_where_the_band_does_not_fit():
-    norms = np.full(100, 1.0)
+def lag(values_by_layer):
+    return pl.concat([profile(values, "adam.lag_rms", layer) for layer, values in values_by_layer.items()])
+
+
+def test_lag_of_many_layers_at_one_checkpoint_is_one_alarm_that_names_the_worst():
+    layers = {f"blocks.{k}": [1, 1, 2.5 + k / 10, 1] for k in range(11)}
+    (alarm,) = gradient_alarms(lag({"": [1, 1, 3.0, 1], **layers}), EMPTY_LOG)
+    assert (alarm.layer, alarm.value, alarm.severity, alarm.known_at) == ("", 3.0, "warning", 24)
+    assert "3.5 in blocks.10 and 10 more" in alarm.text
+    (alarm,) = gradient_alarms(lag(layers), EMPTY_LOG)
+    assert (alarm.layer, alarm.value, alarm.severity) == ("blocks.10", 3.5, "info")
+    assert "and 10 more layers" in alarm.text
+    later = {"a": [1, 3, 3, 3], "b": [1, 1, 3, 3]}
+    assert [(a.layer, a.known_at) for a in gradient_alarms(lag(later), EMPTY_LOG)] == [("a", 16), ("b", 24)]
+
+
+def norm_log(norms):
+    return pl.DataFrame({"step": np.arange(len(norms)), "loss": np.ones(len(norms)), "grad_norm": norms})
+
+
+def test_gradient_norms_are_notes_one_an_episode():
+    norms = np.full(300, 1.0)
     norms[50:53] = 20
-    log = pl.DataFrame({"step": np.arange(100), "loss": np.ones(100), "grad_norm": norms})
-    assert said(gradient_alarms(table(), log), "info") == [("norm-high", 50), ("norm-critical", 50)]
-    assert gradient_alarms(table(), log.with_columns(pl.col("grad_norm") + 30)) == ()
+    norms[60:90:3] = 7  # still the same episode: never below the band for 50 rows
+    norms[139] = 30  # 51 rows after the last of them
+    norms[188] = 8  # 48 rows in between
+    assert said(gradient_alarms(table(), norm_log(norms)), "info") == [
+        ("norm-critical", 50),
+        ("norm-critical", 139),
+    ]
+    norms[50] = 6
+    alarms = gradient_alarms(table(), norm_log(norms))
+    assert said(alarms, "info")[0] == ("norm-high", 50)
+    assert "6 at step 50, normally 1:" in alarms[0].text
+    assert len(alarms) == 2
 
 
-@pytest.mark.parametrize("value, severities", [(500, []), (2e3, ["warning"]), (2e4, ["warning", "danger"])])
+@pytest.mark.parametrize("usual", [8, 31])
+def test_a_norm_band_that_the_run_normally_exceeds_says_nothing(usual):
+    norms = usual * np.exp(0.3 * np.random.default_rng(0).standard_normal(300))
+    norms[200] = 100
+    assert gradient_alarms(table(), norm_log(norms)) == ()
+
+
+def test_steps_without_a_norm_do_not_end_an_episode():
+    norms = np.full(300, 1.0)
+    norms[[50, 150]] = 7
+    assert len(gradient_alarms(table(), norm_log(norms))) == 2
+    norms[60:140] = np.nan
+    assert len(gradient_alarms(table(), norm_log(norms))) == 1
+
+
+@pytest.mark.parametrize("value, severities", [(500, []), (2e3, ["warning"]), (2e4, ["danger"])])
 def test_attention_logits_have_bands(value, severities):
     alarms = band_alarms(profile([10, 20, value, value], "attention.logit_max", layer="attn.softmax"))
     assert [a.severity for a in alarms] == severities
@@ -230,8 +289,26 @@ def test_component_estimates_are_notes_in_the_bands_of_their_source():
     alarms = band_alarms(profile([2, 7, 7, 10, 2, 7], "proxy.softmax_log10", layer="attn.softmax"))
     assert [(a.rule, a.known_at, a.severity) for a in alarms] == [
         ("band-warning", 16, "info"),
-        ("band-warning", 48, "info"),
         ("band-danger", 32, "info"),
+        ("band-warning", 48, "info"),
+    ]
+    assert (alarms[1].value, alarms[1].threshold) == (10, 9)
+    assert "danger band: 1e10.0 at checkpoint 32" in alarms[1].text
+
+
+def test_danger_implies_warning_and_layers_are_told_together():
+    rows = [profile([2, 10 + k], "proxy.norm_log10", layer=f"norm{k}") for k in range(3)]
+    rows.append(profile([2, 7], "proxy.norm_log10", layer="last"))
+    (alarm,) = band_alarms(pl.concat(rows))
+    assert (alarm.rule, alarm.layer, alarm.value, alarm.threshold) == ("band-danger", "norm2", 12, 9)
+    assert "and 3 more layers" in alarm.text
+
+
+def test_an_estimate_that_trembles_at_its_band_is_told_once():
+    trembling = [2, 6.1, 5.9, 6.2, 5.8, 6.1, 5.4, 6.1]
+    assert said(band_alarms(profile(trembling, "proxy.norm_log10"))) == [
+        ("band-warning", 16),
+        ("band-warning", 64),
     ]
 
 
@@ -244,6 +321,49 @@ def test_ten_times_within_ten_checkpoints_is_a_rapid_increase_once():
     assert increase_alarms(profile([1.0] * 12 + [2.5], "proxy.norm_log10"))[0].severity == "info"
     back = [30.0] * 10 + [1.0] * 10 + [30.0] * 5  # a return to an old level is not a new high
     assert increase_alarms(profile(back, "hessian.lambda_max")) == ()
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        "hessian.lambda_min",
+        "hessian.update_direction",
+        "hessian.gradient_direction",
+        "gradient.norm",
+        "residual.rms",
+    ],
+)
+def test_only_curvatures_and_their_estimates_increase_rapidly(quantity):
+    values = np.concatenate([np.full(20, 3.0), np.full(20, 40.0)])
+    assert increase_alarms(profile(values, quantity)) == ()
+    (ratio,) = increase_alarms(profile(values))
+    assert (ratio.quantity, ratio.severity) == ("hessian.stability_ratio", "info")
+
+
+def test_growth_is_told_in_words_that_can_be_read():
+    (estimate,) = increase_alarms(profile([1.3] * 15 + [16.7], "proxy.cross_entropy_log10"))
+    assert "grew by 15.4 decades within 10 checkpoints, 20 to 1e16.7" in estimate.text
+    (raw,) = increase_alarms(profile([3.0] * 15 + [39.0], "hessian.lambda_max"))
+    assert "grew 13x within 10 checkpoints, 3 to 39" in raw.text
+    assert raw.threshold == pytest.approx(30)
+
+
+def test_layers_that_rise_together_are_one_alarm_that_names_the_one_that_grew_most():
+    rows = [profile([1.0] * 12 + [20.0 + k], "hessian.lambda_max", layer=f"blocks.{k}") for k in range(4)]
+    (alarm,) = increase_alarms(pl.concat(rows))
+    assert (alarm.layer, alarm.severity) == ("blocks.3", "info")
+    assert "(and 3 more layers)" in alarm.text
+    (alarm,) = increase_alarms(pl.concat([*rows, profile([1.0] * 12 + [15.0], "hessian.lambda_max")]))
+    assert (alarm.layer, alarm.severity) == ("", "warning")
+    assert "15x" in alarm.text
+    assert "(most in blocks.3, and in 3 more layers)" in alarm.text
+
+
+def test_a_rise_that_goes_on_is_one_episode():
+    steep = np.concatenate([np.full(12, 1.0), np.repeat(10.0 ** np.arange(1.1, 4, 0.4), 2)])
+    assert len(increase_alarms(profile(steep, "hessian.lambda_max"))) == 1
+    again = np.concatenate([steep, np.full(25, steep[-1]), [20 * steep[-1]]])
+    assert len(increase_alarms(profile(again, "hessian.lambda_max"))) == 2
 
 
 def test_growth_towards_overflow_is_forecast():

@@ -6,11 +6,19 @@ import time
 
 import numpy as np
 import pytest
+import ruptures
 from scipy.stats import binom
 
 from hnf_offline.detect.autocorrelation import ar1_paths, lag_one, split_gains, without_split
-from hnf_offline.detect.cusum import change_points_cusum, cusum
-from hnf_offline.detect.pelt import change_points_pelt
+from hnf_offline.detect.cusum import (
+    BASELINE,
+    DRIFT,
+    THRESHOLDS,
+    change_points_cusum,
+    cusum,
+    drawn_threshold,
+)
+from hnf_offline.detect.pelt import PENALTIES, SquaredError, _rounded, change_points_pelt, drawn_multiple
 from hnf_offline.synthetic import ar1
 
 RATE = 0.05
@@ -35,6 +43,46 @@ def test_pelt_keeps_its_false_alarm_rate(n, series, phi):
     paths = ar1_paths(phi, n, series, 4321)
     found = sum(bool(change_points_pelt(range(n), path, "q", "", false_alarm_rate=RATE)) for path in paths)
     assert found <= binom.ppf(0.999, series, RATE)
+
+
+@pytest.mark.parametrize("length", [8, 20, 60, 120])
+def test_the_tabulated_penalties_are_what_fresh_draws_give(length):
+    tabulated = PENALTIES[_rounded(length)]
+    assert drawn_multiple(_rounded(length), RATE, 99) == pytest.approx(tabulated, rel=0.12)
+    assert drawn_multiple(_rounded(length), 0.5, 99) < 0.7 * tabulated
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_the_tabulated_thresholds_are_what_fresh_draws_give(epoch):
+    assert drawn_threshold(BASELINE, epoch, DRIFT, RATE, 99) == pytest.approx(THRESHOLDS[epoch - 1], rel=0.06)
+
+
+def test_every_length_has_its_penalty():
+    assert {_rounded(length) for length in range(8, 513)} == set(PENALTIES)
+
+
+def test_other_rates_are_drawn_and_kept_too():
+    paths = ar1_paths(0.5, 40, 200, 77)
+    found = sum(bool(change_points_pelt(range(40), path, "q", "", false_alarm_rate=0.2)) for path in paths)
+    alarms = sum(bool(cusum(path, false_alarm_rate=0.2).alarms) for path in paths)
+    strict = sum(bool(cusum(path, false_alarm_rate=RATE).alarms) for path in paths)
+    assert found <= binom.ppf(0.999, 200, 0.2)
+    assert strict <= alarms <= binom.ppf(0.999, 200, 0.2)
+
+
+def test_running_sums_give_the_squared_error_of_ruptures():
+    series = np.random.default_rng(5).standard_normal((60, 1)) + 1e3
+    ours, theirs = SquaredError().fit(series), ruptures.costs.CostL2().fit(series)
+    for start, end in [(0, 60), (0, 2), (17, 40), (58, 60)]:
+        assert ours.error(start, end) == pytest.approx(theirs.error(start, end))
+
+
+def test_a_first_look_at_a_new_length_is_quick():
+    path = np.exp(ar1_paths(0.6, 777, 1, 0)[0])
+    start = time.process_time()
+    change_points_cusum(range(777), path, "q", "")
+    change_points_pelt(range(777), path, "q", "")
+    assert time.process_time() - start < 1
 
 
 def test_an_iid_threshold_would_not():

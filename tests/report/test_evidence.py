@@ -56,5 +56,5 @@ def test_a_rule_no_better_than_chance_is_not_called_the_best():
     findings = made.spike_run().findings
     relations = tuple(replace(one, recall=1.0, chance_recall=1.0) for one in findings.relations)
     assert predictors(replace(findings, relations=relations)).title == (
-        "No rule announced more spikes than as many alarms at random: recall 1.00 (chance 1.00) at best"
+        "The forecast announced no more spikes than as many alarms at random: recall 1.00 (chance 1.00)"
     )

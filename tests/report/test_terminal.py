@@ -109,13 +109,13 @@ def test_no_layers_is_a_sentence_and_an_unknown_quantity_an_error():
 def test_the_monitor_speaks_in_causal_order_with_actions_after_their_alarm():
     lines = list(monitor_lines(made.spike_run().findings))
     assert lines == [
-        "[WARNING] Step 140: S reaches 1 near step 156",
+        "[WARNING] Step 140: S reaches 1 near step 156.",
         "[INFO] Step 140: mass moves into layers.0 k_proj",
-        "[DANGER] Step 150: S = 1.70 crosses 1",
-        "[ACTION] resume from checkpoint 140 with learning rate 0.0081",
+        "[DANGER] Step 150: S = 1.70 crosses 1.",
+        "[ACTION] Recommended: resume from checkpoint 140 with learning rate 0.0081.",
         "[SPIKE] Step 151: loss 2.28 -> 6.28 at step 152",
         "[SPIKE] Step 220: loss 2.75 -> 10.86",
-        "[WARNING] Step 260: headroom 1.4",
+        "[WARNING] Step 260: headroom 1.4.",
     ]
 
 
@@ -123,7 +123,32 @@ def test_an_alarm_known_later_than_its_step_is_told_when_it_was_known():
     late = Alarm(100, 190, "hessian.lambda_max", "", 1.0, 1.0, "band", "warning", "late")
     findings = replace(made.spike_run().findings, alarms=(late,))
     lines = list(monitor_lines(findings))
-    assert lines.index("[WARNING] Step 190: late") == 1
+    assert lines.index("[WARNING] Step 190: late.") == 1
+
+
+def alarm_at(step, text, severity, action=""):
+    return Alarm(step, step, "adam.lag_rms", "", 1.0, 1.0, "lag", severity, text, action)
+
+
+def test_notes_of_a_step_are_one_line_without_what_it_says_already():
+    notes = (
+        alarm_at(384, "lag of a is 3 at checkpoint 384 (and 2 more layers).", "info", "Lower beta2."),
+        alarm_at(384, "norm is 7 at step 384, high.", "info"),
+        alarm_at(384, "norm is 7 at step 384, high.", "info"),
+        alarm_at(384, "Adam lag is 3 at checkpoint 384.", "warning", "Lower beta2."),
+    )
+    assert list(monitor_lines(replace(made.healthy_run().findings, alarms=notes, spikes=()))) == [
+        "[WARNING] Step 384: Adam lag is 3 at checkpoint 384.",
+        "[ACTION] Recommended: lower beta2.",
+        "[INFO] Step 384: lag of a is 3 (and 2 more layers); norm is 7, high",
+    ]
+
+
+def test_a_spike_is_seen_before_the_checkpoint_of_its_step():
+    findings = made.spike_run().findings
+    onset = findings.spikes[0].onset
+    findings = replace(findings, alarms=(alarm_at(onset, "S is 1.2.", "danger"),))
+    assert [line.split("]")[0] for line in monitor_lines(findings)][:2] == ["[SPIKE", "[DANGER"]
 
 
 def test_spikes_table_has_one_line_a_spike():

@@ -130,10 +130,10 @@ def _recognise(entry: Path, root: Path, skipped: list[Skipped]) -> list[Checkpoi
         try:
             checkpoint = layout.recognise(entry, root)
         except InputError as error:
-            skipped.append(Skipped(error.path or entry, error.reason, error.remedy or ""))
+            skipped.append(Skipped(error.path or entry, error.reason, error.remedy or "", checkpoint=True))
             return []
         except (OSError, ValueError, TypeError, OverflowError) as error:
-            skipped.append(Skipped(entry, f"cannot be read ({error})"))
+            skipped.append(Skipped(entry, f"cannot be read ({error})", checkpoint=True))
             return []
         if checkpoint is not None:
             return [checkpoint]

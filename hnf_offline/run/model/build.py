@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from hnf_offline.errors import InputError
 from hnf_offline.run.records import ModelSource
 
-#: What wrappers (compile, DDP, FSDP) put before every name.
-_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.)+")
+#: What wrappers put into names: before all of them (compile, DDP, FSDP), or before those of a wrapped block.
+_WRAPPERS = re.compile(
+    r"^(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.)+"
+    r"|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 def build_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -37,6 +37,7 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     The module is called as `module(input_ids=..., labels=...)`, without labels where it takes none. The loss is
     its `.loss` or `["loss"]`, or else the cross-entropy of its logits: shifted by one where the labels have the
     shape of the tokens, of the last position where there is one label a row. Labels of -100 do not count.
+    Without gradients, a module's own loss also decides whether its logits are shifted (decoder) or not (masked).
 
     Args:
         module: any module.
@@ -78,7 +79,21 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     positions, targets = predicted(logits, wanted)
     if loss is None:
         loss = functional.cross_entropy(positions, targets)
+    elif not loss.requires_grad and wanted.ndim == 2 and logits.ndim == 3:
+        positions, targets = _as_the_module_does(loss, logits, wanted, positions, targets)
     return Outcome(loss, positions, targets)
+
+
+def _as_the_module_does(
+    loss: Tensor, logits: Tensor, labels: Tensor, positions: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    # A masked model predicts each label in its own place. Whichever reading gives the module's own loss is its.
+    in_place, own_targets = _counted(logits.flatten(0, 1), labels.flatten())
+    shifted, unshifted = (
+        (functional.cross_entropy(*reading).double() - loss.double()).abs()
+        for reading in ((positions, targets), (in_place, own_targets))
+    )
+    return (in_place, own_targets) if bool(unshifted < shifted) else (positions, targets)
 
 
 def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,10 +115,12 @@ def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not fit"
         )
+    return _counted(positions, targets)
+
+
+def _counted(positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     counted = targets != IGNORED
-    if not bool(counted.all()):
-        positions, targets = positions[counted], targets[counted]
-    return positions, targets
+    return (positions, targets) if bool(counted.all()) else (positions[counted], targets[counted])
 
 
 def _field(output: Any, name: str) -> Tensor | None:

@@ -42,6 +42,18 @@ def test_prefixes_of_wrappers_are_taken_off(prefix: str) -> None:
     assert_same_weights(module, saved)
 
 
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module._orig_mod"]
+)
+def test_wrappers_of_single_blocks_are_taken_off(wrapper: str) -> None:
+    saved = parameters(gpt(1))
+    module = gpt(2)
+    load_weights_into(
+        module, {name.replace(".h.0.", f".h.0.{wrapper}."): value for name, value in saved.items()}
+    )
+    assert_same_weights(module, saved)
+
+
 def test_a_model_whose_own_names_begin_like_a_wrapper_keeps_them(
     hugging_face: Callable[[str], nn.Module],
 ) -> None:

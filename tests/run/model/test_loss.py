@@ -135,6 +135,22 @@ def test_the_loss_of_a_hugging_face_decoder_is_its_own(
     )
 
 
+def test_a_masked_model_predicts_its_labels_in_their_own_place(
+    hugging_face: Callable[[str], nn.Module],
+) -> None:
+    module = hugging_face("bert")
+    labels = torch.full_like(TOKENS, -100)
+    labels[:, 2] = TOKENS[:, 2]
+    labels[0, 4] = 6
+    with torch.no_grad():
+        outcome = evaluate(module, TOKENS, labels)
+    assert outcome.logits is not None and outcome.targets is not None
+    assert torch.equal(outcome.targets, labels[labels != -100])
+    assert functional.cross_entropy(outcome.logits, outcome.targets).item() == pytest.approx(
+        outcome.loss.item(), rel=1e-5
+    )
+
+
 def test_tokens_outside_of_the_vocabulary_are_refused_before_the_gpu_asserts() -> None:
     check_tokens(torch.tensor([[0, 6]]), 7)
     check_tokens(torch.tensor([[0, 600]]), None)
