@@ -4,8 +4,8 @@ The library and the command line share their verbs:
 
     run = hnf_offline.open_run("runs/gpt")
     profile = hnf_offline.profile_run(run, hnf_offline.ProfileSettings(), Path("reports/gpt"))
-    findings = hnf_offline.find(run, profile)
-    hnf_offline.write_report(findings, run.log, profile, Path("reports/gpt"))
+    findings = hnf_offline.find(run, profile.table)
+    hnf_offline.write_report(findings, run.log.rows, profile.table, Path("reports/gpt"))
 
 Names are imported when they are used, so that importing the package loads neither torch nor polars.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hnf_offline.diff import compare as compare
     from hnf_offline.profile import profile_run as profile_run
     from hnf_offline.profile.settings import ProfileSettings as ProfileSettings
-    from hnf_offline.relate.find import find as find
+    from hnf_offline.relate.whole import find as find
     from hnf_offline.report import write_report as write_report
     from hnf_offline.run import open_run as open_run
 
@@ -29,7 +29,7 @@ _WHERE = {
     "open_run": "hnf_offline.run",
     "ProfileSettings": "hnf_offline.profile.settings",
     "profile_run": "hnf_offline.profile",
-    "find": "hnf_offline.relate.find",
+    "find": "hnf_offline.relate.whole",
     "write_report": "hnf_offline.report",
     "compare": "hnf_offline.diff",
 }

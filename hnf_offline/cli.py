@@ -187,7 +187,6 @@ def profile(
     with Reporter("profile", tier, quiet=quiet) as tell:
         measured = measure(run, settings, folder, model=model, on_progress=tell)
     table = measured.table
-    table = measured.table
     file = relative(folder / "profile.parquet")
     names = sorted(table["quantity"].unique().to_list())
     told: dict[str, Any] = {

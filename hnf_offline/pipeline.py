@@ -165,7 +165,7 @@ def analyse(
     Returns:
         The run, its profile and the findings.
     """
-    from hnf_offline.relate.find import find
+    from hnf_offline.relate.whole import find
 
     began = time.monotonic()
     measured = measure(run, settings, out, model=model, on_progress=on_progress)

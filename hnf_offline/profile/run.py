@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hnf_offline.errors import InputError, UserError
 from hnf_offline.profile.batch import ReplayBatch
-from hnf_offline.profile.measure import Subject, measure
+from hnf_offline.profile.measure import measure
 from hnf_offline.profile.session import (
     Session,
     check_settings,
@@ -35,6 +35,7 @@ from hnf_offline.profile.shards import (
     write_parquet,
     write_shard,
 )
+from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import computable
 from hnf_offline.run.batches import load_rows
 from hnf_offline.run.formats import load_optimizer, load_weights

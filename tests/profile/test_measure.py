@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from hnf_offline.profile.batch import ReplayBatch
-from hnf_offline.profile.measure import Subject, forward_rows, losses_of, measure
+from hnf_offline.profile.derivatives import losses_of
+from hnf_offline.profile.forward import forward_rows
+from hnf_offline.profile.measure import measure
 from hnf_offline.profile.metric import step_metric
 from hnf_offline.profile.settings import ProfileSettings
+from hnf_offline.profile.subject import Subject
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 from hnf_offline.run.model.layers import layers_of
 from hnf_offline.run.optimizer import OptimizerState, ParameterState
@@ -181,7 +184,7 @@ def test_s_is_one_exactly_where_sgd_starts_to_diverge(momentum, nesterov):
             optimizer.zero_grad()
             (0.5 * 2.0 * weight.square().sum()).backward()
             optimizer.step()
-            if abs(float(weight)) > 1e6:
+            if abs(float(weight.detach())) > 1e6:
                 return False
         return True
 

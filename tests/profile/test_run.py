@@ -18,9 +18,10 @@ from polars.testing import assert_frame_equal
 from hnf_offline.errors import InputError, UsageError
 from hnf_offline.profile import ProfileSettings, plan, profile_run
 from hnf_offline.profile import run as profiling
-from hnf_offline.profile.measure import Subject, measure
+from hnf_offline.profile.measure import measure
 from hnf_offline.profile.session import check_settings, choose_device
 from hnf_offline.profile.settings import Progress
+from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities import catalogue
 from hnf_offline.run import open_run
 from hnf_offline.table import KINDS, Row, schema

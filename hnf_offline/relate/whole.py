@@ -29,7 +29,7 @@ from hnf_offline.table import schema
 if TYPE_CHECKING:
     import polars as pl
 
-#: Replayed and logged loss agree within this.
+#: Replayed and logged loss agree within this, relative to a loss above 1.
 REPLAY_TOLERANCE = 1e-3
 #: Probability of any change-point in one series without change, for CUSUM and for PELT.
 FALSE_ALARM_RATE = 0.05
@@ -134,7 +134,8 @@ def replay_checks(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[ReplayCheck
         checkpoint, batch_step, value = int(row["step"]), int(of), row["value"]
         value = float("nan") if value is None else float(value)
         truth = logged[batch_step]
-        agrees = bool(abs(value - truth) <= REPLAY_TOLERANCE) or (np.isnan(value) and np.isnan(truth))
+        close = abs(value - truth) <= REPLAY_TOLERANCE * max(1.0, abs(truth))
+        agrees = bool(close) or (np.isnan(value) and np.isnan(truth))
         result.append(
             ReplayCheck(checkpoint, batch_step, value, truth, batch_step - (checkpoint + 1), bool(agrees))
         )

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from hnf_offline.findings import Findings
-from hnf_offline.relate.find import find, replay_checks
+from hnf_offline.relate.whole import find, replay_checks
 from hnf_offline.run.records import Missing, Skipped
 from hnf_offline.table import Row, table
 

@@ -1,0 +1,90 @@
+"""The forward tier: what one forward pass of the replayed rows shows, with its spread over two halves of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hnf_offline.profile.observe import observing
+from hnf_offline.profile.subject import Subject
+from hnf_offline.quantities.registry import Quantity, computable
+from hnf_offline.run.model.layers import Layer, depth_within
+from hnf_offline.run.model.loss import evaluate
+from hnf_offline.table import Row
+
+
+def forward_rows(subject: Subject) -> list[Row]:
+    """Measure everything a forward pass shows; the spread over two halves of the rows is the error bar.
+
+    Returns:
+        Rows of the forward tier.
+    """
+    # site -> quantity -> one tensor a half; kept on the device until the end, so that nothing waits.
+    seen: dict[tuple[str, str], dict[Quantity, list[list[Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    for number, half in enumerate(subject.halves):
+
+        def report(path: str, kind: str, observations: Mapping[str, Tensor], number: int = number) -> None:
+            for entry in computable(frozenset(observations), "forward"):
+                values = seen[path, kind][entry]
+                while len(values) <= number:
+                    values.append([])
+                values[number].append(entry.function(**{name: observations[name] for name in entry.inputs}))
+
+        with observing(subject.module, report):
+            outcome = evaluate(subject.module, half.tokens, half.labels)
+        whole: dict[str, Tensor] = {"loss": outcome.loss.detach()}
+        if outcome.logits is not None and outcome.targets is not None:
+            whole |= {"logits": outcome.logits.detach(), "targets": outcome.targets}
+        report("", "model", whole)
+    weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
+    rows: list[Row] = []
+    for (path, kind), quantities in seen.items():
+        owner = path.removesuffix(".softmax")
+        depth = -1 if path == "" else depth_within(subject.layers, owner)
+        if kind == "softmax":
+            depth = _depth_of_value(subject.layers, owner, depth)
+        for entry, values in quantities.items():
+            # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
+            halves = torch.stack([_combine(torch.stack(calls), entry.over_batches, None) for calls in values])
+            rows += _rows(subject, entry, path, kind, depth, halves.double().cpu(), weights[: len(halves)])
+    return rows
+
+
+def _depth_of_value(layers: Sequence[Layer], attention: str, otherwise: int) -> int:
+    inside = [
+        layer.depth
+        for layer in layers
+        if layer.kind in {"query", "key", "value"} and layer.path.startswith(f"{attention}.")
+    ]
+    return max(inside, default=otherwise)
+
+
+def _combine(values: Tensor, how: str, weights: Tensor | None) -> Tensor:
+    """Combine [n, ...] values over their first dimension."""
+    if how == "max":
+        return values.amax(dim=0)
+    if how == "min":
+        return values.amin(dim=0)
+    share = torch.full((len(values),), 1 / len(values)).to(values) if weights is None else weights.to(values)
+    share = (share / share.sum()).reshape(-1, *[1] * (values.ndim - 1))
+    return (share * values.square()).sum(dim=0).sqrt() if how == "rms" else (share * values).sum(dim=0)
+
+
+def _rows(
+    subject: Subject, entry: Quantity, path: str, kind: str, depth: int, halves: Tensor, weights: Tensor
+) -> list[Row]:
+    value = _combine(halves, entry.over_batches, weights)
+    spread = (halves.amin(dim=0), halves.amax(dim=0)) if len(halves) > 1 else None
+    head: int | None = None
+    if entry.worst_head is not None:
+        head = int(value.argmax() if entry.worst_head == "max" else value.argmin())
+        value = value[head]
+        spread = None if spread is None else (spread[0][head], spread[1][head])
+    low, high = (None, None) if spread is None else (float(spread[0]), float(spread[1]))
+    row = Row(subject.step, path, kind, depth, entry.name, float(value), low, high, True, subject.name)
+    if head is None:
+        return [row]
+    return [row, Row(subject.step, path, kind, depth, f"{entry.name}_head", float(head), batch=subject.name)]
