@@ -31,7 +31,9 @@ def test_every_spike_of_the_spiky_run_is_found_and_announced_in_time(tmp_path):
     assert [spike.onset for spike in findings.spikes] == [s.onset for s in find_spikes(run.log.rows)]
     assert len(findings.spikes) >= 4
     for spike in findings.spikes:
-        rows = run.log.rows.filter((run.log.rows["step"] >= spike.onset) & (run.log.rows["step"] <= spike.peak))
+        rows = run.log.rows.filter(
+            (run.log.rows["step"] >= spike.onset) & (run.log.rows["step"] <= spike.peak)
+        )
         assert rows["loss"].max() > 2 * spike.loss_before
     early = [
         spike

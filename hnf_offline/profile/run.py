@@ -289,6 +289,8 @@ def training_loss_rows(run: Run, session: Session, step: int, together: int | No
     for batch_step in _steps_to_check(step):
         numbers = session.source.rows_of_step(batch_step)
         if not len(numbers) or batch_step not in logged:
+            if batch_step == step + 1:
+                break  # the last checkpoint: no logged step follows that could agree
             continue
         tokens, labels = load_rows(session.source, tuple(numbers))
         batch = ReplayBatch.of(tokens, labels, f"step {batch_step}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hnf_offline.findings import Advice, Alarm, Spike, Story
-from hnf_offline.relate.evidence import Evidence, gather, largest_stable_rate, number
+from hnf_offline.relate.evidence import Evidence, gather, largest_stable_rate, number, stability_at
 from hnf_offline.relate.healthy import worst
 from hnf_offline.relate.series import column, last_at_or_before, points
 
@@ -114,7 +114,8 @@ def _cap(profile: pl.DataFrame, evidence: Evidence, last_healthy: int | None) ->
     return [
         Advice(
             f"keep the learning rate at or below {number(limit)} (lr/S at checkpoint {stable[0]}){past}",
-            f"S was {number(stable[1])} at checkpoint {stable[0]}, headroom {number(1 / stable[1])}; a rate "
+            f"S was {stability_at(profile, stable[0])} at checkpoint {stable[0]}, "
+            f"headroom {number(1 / stable[1])}; a rate "
             "below lr/S is stable at this checkpoint, later ones need their own",
             stable[0],
             numbers,

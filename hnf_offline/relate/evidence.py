@@ -11,6 +11,7 @@ import numpy as np
 from hnf_offline.findings import Alarm, Spike
 from hnf_offline.relate.rules import STABILITY_RULES
 from hnf_offline.relate.series import column, first_after, last_at_or_before, points, spacing
+from hnf_offline.table import series
 
 if TYPE_CHECKING:
     import polars as pl
@@ -163,6 +164,23 @@ def largest_stable_rate(profile: pl.DataFrame, step: int) -> float | None:
     if here.size and there.size and ratio[here[0]] > 0 and np.isfinite(ratio[here[0]]):
         return float(rate[there[0]] / ratio[here[0]])
     return None
+
+
+def stability_at(profile: pl.DataFrame, step: int) -> str:
+    """Spell S at a checkpoint, with its range over training batches where that is wide.
+
+    Returns:
+        "0.594 (0.459 to 1.12 between batches)", "0.95" where the batches agree within a tenth.
+    """
+    import polars as pl
+
+    row = series(profile, "hessian.stability_ratio").filter(pl.col("step") == step)
+    if not row.height:
+        return "not known"
+    value, low, high = (row[name][0] for name in ("value", "low", "high"))
+    if low is None or high is None or (low >= 0.9 * value and high <= 1.1 * value):
+        return number(value)
+    return f"{number(value)} ({number(low)} to {number(high)} between batches)"
 
 
 def number(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.findings import Alarm, Spike, Story
-from hnf_offline.relate.evidence import Evidence, gather, largest_stable_rate, number
+from hnf_offline.relate.evidence import Evidence, gather, largest_stable_rate, number, stability_at
 from hnf_offline.relate.localise import Moved, first_layer
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _raised(profile: pl.DataFrame, evidence: Evidence) -> str:
         if limit is not None and stable is not None and jump.after > limit:
             return (
                 f"{rose}, {number(jump.after / limit)} times past the edge: at checkpoint {stable[0]} "
-                f"S was {number(stable[1])}, so at most {number(limit)} was stable there"
+                f"S was {stability_at(profile, stable[0])}, so at most {number(limit)} was stable there"
             )
         if headroom:
             return f"{rose}, past the headroom of the last checkpoint"

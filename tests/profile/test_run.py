@@ -83,7 +83,7 @@ def test_replaying_the_next_batch_gives_the_logged_loss(tiny: Path, tmp_path: Pa
     table = profile_run(open_run(tiny), FORWARD, tmp_path / "out").table
     logged = logged_losses(tiny)
     replayed = checked_losses(table)
-    assert {step for step, _ in replayed} == {4, 8, 12, 16, 20, 24}
+    assert {step for step, _ in replayed} == {4, 8, 12, 16, 20}, "no logged step follows the last checkpoint"
     for step in (4, 8, 12, 16, 20):
         assert replayed[step, f"step {step + 1}"] == pytest.approx(logged[step + 1], rel=1e-5)
         assert (step, f"step {step}") not in replayed, "where it agrees nothing else is tried"
