@@ -56,10 +56,18 @@ def plan_text(told: Mapping[str, Any]) -> str:
             f"  {told['rows']} sequences ({told['tokens']:,} tokens) replayed on {told['device']}",
             f"  about {told['forwards']:,.0f} forward passes a checkpoint, "
             f"{told['peak_bytes'] / 2**20:,.0f} MiB at the peak",
+            f"  about {_duration(told['seconds'])} a checkpoint, "
+            f"{_duration(told['seconds'] * (told['checkpoints'] - told['cached']))} for those not in the cache",
         ]
     else:
         lines.append("  no checkpoints: the log alone is analysed")
     return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def entries(name: str | None, tier: str | None) -> list[dict[str, Any]]:

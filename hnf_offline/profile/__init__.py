@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hnf_offline.profile.planning import plan as plan
     from hnf_offline.profile.run import Profile as Profile
-    from hnf_offline.profile.run import plan as plan
     from hnf_offline.profile.run import profile_run as profile_run
     from hnf_offline.profile.settings import ProfileSettings as ProfileSettings
 
 _HOMES = {
     "Profile": "hnf_offline.profile.run",
-    "plan": "hnf_offline.profile.run",
+    "plan": "hnf_offline.profile.planning",
     "profile_run": "hnf_offline.profile.run",
     "ProfileSettings": "hnf_offline.profile.settings",
 }

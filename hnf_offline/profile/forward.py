@@ -49,7 +49,7 @@ def forward_rows(subject: Subject) -> list[Row]:
         for entry, values in quantities.items():
             # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
             halves = torch.stack([_combine(torch.stack(calls), entry.over_batches, None) for calls in values])
-            rows += _rows(subject, entry, path, kind, depth, halves.double().cpu(), weights[: len(halves)])
+            rows += _rows(subject, entry, path, kind, depth, halves.cpu().double(), weights[: len(halves)])
     return rows
 
 

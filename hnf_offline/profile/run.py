@@ -16,16 +16,16 @@ from torch import Tensor
 
 from hnf_offline.errors import InputError, UserError
 from hnf_offline.profile.batch import ReplayBatch
+from hnf_offline.profile.cost import forward_passes, forward_seconds
 from hnf_offline.profile.measure import measure
 from hnf_offline.profile.session import (
     Session,
     check_settings,
-    choose_device,
     full_precision,
     open_session,
     optimizer_of,
 )
-from hnf_offline.profile.settings import TIERS, Plan, ProfileSettings, Progress
+from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import (
     join_shards,
     read_shard,
@@ -43,7 +43,7 @@ from hnf_offline.run.model.build import load_weights_into
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.run.optimizer import RawOptimizer
 from hnf_offline.run.records import Checkpoint, Run
-from hnf_offline.table import Row, table
+from hnf_offline.table import Row
 
 #: Relative difference up to which a replayed loss counts as the logged one.
 LOSS_AGREES = 1e-3
@@ -122,7 +122,7 @@ def profile_run(
     frames: list[pl.DataFrame] = []
     skipped: list[tuple[Path, str, str]] = []
     waiting: list[tuple[Checkpoint, str]] = []
-    for checkpoint, own_key in zip(checkpoints, _shard_keys(run, session, key, checkpoints), strict=True):
+    for checkpoint, own_key in zip(checkpoints, shard_keys(run, session, key, checkpoints), strict=True):
         cached = read_shard(shard_path(out / "profile", checkpoint), own_key)
         if cached is None:
             waiting.append((checkpoint, own_key))
@@ -131,6 +131,10 @@ def profile_run(
     done = cached_count = len(frames)
     if cached_count and on_progress is not None:
         on_progress(Progress(checkpoints[0].step, done, len(checkpoints), cached_count, 0.0))
+    if session is not None and on_progress is not None and waiting:
+        words = _announcement(session, settings, [point for point, _ in waiting])
+        if words:
+            on_progress(Progress(waiting[0][0].step, done, len(checkpoints), cached_count, 0.0, words))
     ratio: float | None = None
     with full_precision():
         for (checkpoint, own_key), loaded in _read_ahead([point for point, _ in waiting], waiting):
@@ -161,7 +165,7 @@ def profile_run(
     return Profile(result, tuple(skipped), len(frames) - cached_count, cached_count, parameters, device)
 
 
-def _shard_keys(
+def shard_keys(
     run: Run, session: Session | None, settings: str, checkpoints: Sequence[Checkpoint]
 ) -> Iterator[str]:
     """Keys of the shards: settings and files, and which rows are held against which logged losses.
@@ -326,6 +330,21 @@ def _logged_losses(run: Run) -> dict[int, float]:
     return dict(zip(known["step"].to_list(), known["loss"].to_list(), strict=True))
 
 
+def _announcement(session: Session, settings: ProfileSettings, checkpoints: list[Checkpoint]) -> str:
+    """Say beforehand what will take more than a minute; "" for less."""
+    with_state = sum(bool(point.optimizer_files) for point in checkpoints)
+    passes = with_state * forward_passes(session, settings, with_state=True)
+    passes += (len(checkpoints) - with_state) * forward_passes(session, settings, with_state=False)
+    minutes = passes * forward_seconds(session, repeats=1) / 60
+    if minutes < 1:
+        return ""
+    peak = session.memory.peak_bytes / 2**20
+    return (
+        f"{len(checkpoints)} checkpoints will take about {minutes:.0f} min and {peak:,.0f} MiB; "
+        "--tier gradient, --layers or --every make it shorter"
+    )
+
+
 def _stability(rows: list[Row]) -> float | None:
     whole = (row.value for row in rows if row.quantity == "hessian.stability_ratio" and row.layer == "")
     return next(whole, None)
@@ -340,56 +359,3 @@ def _event(rows: list[Row], before: float | None) -> str:
     if now is not None and now >= 1 and (before is None or before < 1):
         return f"step {rows[0].step}: S = {now:.2f}, beyond the edge of stability"
     return ""
-
-
-def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str | None = None) -> Plan:
-    """Say what a profile would cost, without computing or writing anything.
-
-    Forwards are estimated from products: about 8 for the whole model and 4 a layer at each end, five forwards
-    for a product of the whole model and 1.6 for one of a layer (the part of the graph behind it).
-
-    Returns:
-        The plan.
-    """
-    check_settings(settings)
-    checkpoints = selected(run, settings)
-    missing = [f"{item.what}: {item.cost}" for item in run.missing]
-    session = open_session(run, settings, model_factory) if checkpoints else None
-    key = settings_key(settings, () if session is None else session.identity)
-    folder = out / "profile"
-    cached = sum(
-        read_shard(shard_path(folder, point), own_key) is not None
-        for point, own_key in zip(checkpoints, _shard_keys(run, session, key, checkpoints), strict=True)
-    )
-    if session is None:
-        device = str(choose_device(settings.device))
-        return Plan(len(checkpoints), cached, "weights", 0, 0, 0, 0, 0.0, 0, device, tuple(missing))
-    layers = len(session.layers)
-    tier = TIERS.index(settings.tier)
-    has_state = any(point.optimizer_files for point in checkpoints)
-    forwards = 2.0 + (3.0 if tier >= 1 else 0.0)
-    if tier >= TIERS.index("curvature"):
-        forwards += (1 + has_state) * (8 * 5.0 + layers * 4 * 1.6) + 2 * 5.0 * has_state
-    parameters = sum(layer.size for layer in session.layers)
-    return Plan(
-        len(checkpoints),
-        cached,
-        settings.tier,
-        layers,
-        parameters,
-        len(session.batch.tokens),
-        session.batch.tokens.numel(),
-        forwards,
-        session.memory.peak_bytes,
-        str(session.device),
-        tuple(missing),
-    )
-
-
-def empty_profile() -> Profile:
-    """Give the profile of a run without checkpoints.
-
-    Returns:
-        An empty table.
-    """
-    return Profile(table(), (), 0, 0, None, "cpu")

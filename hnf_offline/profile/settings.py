@@ -79,6 +79,7 @@ class Plan:
         peak_bytes: memory at the peak, estimated.
         device: where.
         missing: what is missing and what that costs.
+        seconds: seconds a checkpoint, from one timed forward pass.
     """
 
     checkpoints: int
@@ -92,3 +93,4 @@ class Plan:
     peak_bytes: int
     device: str
     missing: tuple[str, ...] = field(default=())
+    seconds: float = 0.0

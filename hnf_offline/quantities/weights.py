@@ -26,4 +26,4 @@ def nonfinite_share(weight: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return (~weight.isfinite()).double().mean()
+    return (~weight.isfinite()).float().mean()

@@ -147,7 +147,10 @@ def _unknown(entry: Path) -> list[Skipped]:
     if any(file.suffix in _WEIGHT_SUFFIXES for file in entry.iterdir()):
         return [
             Skipped(
-                entry, "looks like a checkpoint of a layout that is not read", "convert it to safetensors"
+                entry,
+                "looks like a checkpoint of a layout that is not read",
+                "convert it to safetensors",
+                checkpoint=True,
             )
         ]
     return []
