@@ -74,7 +74,12 @@ Precision = Annotated[
 ]
 Rows = Annotated[
     int | None,
-    typer.Option("--rows", metavar="N", min=1, help="Sequences to replay [default: about 4096 tokens]."),
+    typer.Option(
+        "--rows",
+        metavar="N",
+        min=1,
+        help="Sequences to replay [default: two training batches, or about 4096 tokens].",
+    ),
 ]
 Replay = Annotated[
     Path | None,

@@ -21,7 +21,7 @@ class ProfileSettings:
         layers: glob over layer paths for the per-layer curvature, None for all.
         device: "auto", "cuda", "mps" or "cpu".
         dtype: "float32" or "float64"; differences and products need at least float32.
-        rows: sequences to replay, None for as many as make about 4096 tokens.
+        rows: sequences to replay; None for two training batches, or about 4096 tokens where their size is unknown.
         replay: a batch file to replay instead of the run's own.
         residual: Lanczos stops at this residual relative to the eigenvalue.
         products: most products with one operator; what has not settled by then is not certified.

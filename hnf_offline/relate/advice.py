@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hnf_offline.findings import Advice, Alarm, Spike, Story
-from hnf_offline.relate.evidence import Evidence, gather, largest_stable_rate, number, stability_at
+from hnf_offline.relate.evidence import (
+    Evidence,
+    gather,
+    largest_stable_rate,
+    left_unmeasured,
+    number,
+    stability_at,
+)
 from hnf_offline.relate.healthy import worst
 from hnf_offline.relate.series import column, last_at_or_before, points
 
@@ -57,7 +64,7 @@ def advice(
         elif story.cause == "resume":
             result.append(_check_resume(spike))
         elif story.cause == "unknown":
-            result.append(_find_out(spike, evidence))
+            result.append(_find_out(spike, evidence, profile))
     lost = next((spike for spike in spikes if not spike.recovered), None)
     if lost is not None and last_healthy is not None:
         result.append(_restart(lost, last_healthy))
@@ -195,8 +202,11 @@ def _check_resume(spike: Spike) -> Advice:
     )
 
 
-def _find_out(spike: Spike, evidence: Evidence) -> Advice:
-    if evidence.before is None or spike.onset - evidence.before[0] > 2 * evidence.resolution:
+def _find_out(spike: Spike, evidence: Evidence, profile: pl.DataFrame) -> Advice:
+    if left_unmeasured(profile):
+        action = "measure S as well: run again with --tier curvature"
+        because = "optimizer state was saved, so how near the edge of stability the run was can be known"
+    elif evidence.before is None or spike.onset - evidence.before[0] > 2 * evidence.resolution:
         action = f"save checkpoints with optimizer state around step {spike.onset}, and that step's batch"
         because = "S just before this spike is not known, so its cause cannot be told"
     else:

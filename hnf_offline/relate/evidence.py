@@ -183,6 +183,18 @@ def stability_at(profile: pl.DataFrame, step: int) -> str:
     return f"{number(value)} ({number(low)} to {number(high)} between batches)"
 
 
+def left_unmeasured(profile: pl.DataFrame) -> bool:
+    """Tell whether S was left out by choice: optimizer state was read, but the tier stopped short of curvature.
+
+    Returns:
+        True where another run of the program would know S.
+    """
+    if not profile.width:
+        return False
+    measured = set(profile["quantity"].unique())
+    return "optimizer.learning_rate" in measured and "hessian.stability_ratio" not in measured
+
+
 def number(value: float) -> str:
     """Spell a number the way the report prints it.
 

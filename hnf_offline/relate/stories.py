@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.findings import Alarm, Spike, Story
-from hnf_offline.relate.evidence import Evidence, gather, largest_stable_rate, number, stability_at
+from hnf_offline.relate.evidence import (
+    Evidence,
+    gather,
+    largest_stable_rate,
+    left_unmeasured,
+    number,
+    stability_at,
+)
 from hnf_offline.relate.localise import Moved, first_layer
 
 if TYPE_CHECKING:
@@ -128,7 +135,7 @@ def _cause(
             f"no curvature cause: S was {number(max(levels))}; {_fell_back(spike)}: "
             f"look at the data of step {spike.onset}"
         )
-    return "unknown", _unknown(evidence, before, after)
+    return "unknown", _unknown(profile, evidence, before, after)
 
 
 def _raised(profile: pl.DataFrame, evidence: Evidence) -> str:
@@ -189,10 +196,16 @@ def _edge(evidence: Evidence, before: tuple[int, float] | None, regimes: Sequenc
     return ""
 
 
-def _unknown(evidence: Evidence, before: tuple[int, float] | None, after: tuple[int, float] | None) -> str:
+def _unknown(
+    profile: pl.DataFrame,
+    evidence: Evidence,
+    before: tuple[int, float] | None,
+    after: tuple[int, float] | None,
+) -> str:
     spike = evidence.spike
     if before is None:
         where = "no checkpoint near it" if evidence.before is None else f"none after {evidence.before[0]}"
+        where = "not measured at this tier" if left_unmeasured(profile) else where
         missing = f"S before step {spike.onset} is not known ({where}), so a curvature cause is not ruled out"
         if _quick(spike):
             return f"{_fell_back(spike)}, which fits a bad batch; {missing}"

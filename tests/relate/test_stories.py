@@ -189,3 +189,21 @@ def test_advice_without_a_spike() -> None:
     assert "stable at this checkpoint" in quiet[0].because
     unseen = advice(a_profile(CALM), None, [], [], [], 10, 290)
     assert unseen[0].action != "nothing to do"
+
+
+def test_a_profile_that_stopped_short_of_curvature_says_how_to_know_more() -> None:
+    gradients = table([*rows("optimizer.learning_rate", list(CALM), [5e-3] * len(CALM))])
+    told, advised = tell(gradients, a_log(), spike(1, 151, recovered=False, offset=0.1))
+    assert told.cause == "unknown"
+    assert "not measured at this tier" in told.sentence
+    assert any("--tier curvature" in one.action for one in advised)
+
+
+def test_the_range_of_s_between_training_batches_is_told_where_it_is_wide() -> None:
+    ratio = {step: (0.5 if step < 150 else 0.2) for step in range(10, 300, 10)} | {150: 5.0}
+    profile = a_profile(ratio).with_columns(
+        low=pl.when(pl.col("step") == 140).then(0.3), high=pl.when(pl.col("step") == 140).then(0.9)
+    )
+    told, advised = tell(profile, a_log(150), spike(1, 151, recovered=False, offset=0.14))
+    assert "0.5 (0.3 to 0.9 between batches)" in told.sentence
+    assert any("(0.3 to 0.9 between batches)" in one.because for one in advised)
