@@ -92,6 +92,7 @@ class Alarm:
         text: one sentence.
         action: one sentence on what to do, "" where there is nothing to do.
         spike: id of the spike that it came before (within the window), None where none followed.
+        projected_step: the step at which a forecast sees the threshold crossed, None for other rules.
     """
 
     step: int
@@ -105,6 +106,7 @@ class Alarm:
     text: str
     action: str = ""
     spike: int | None = None
+    projected_step: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

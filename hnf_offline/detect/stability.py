@@ -140,6 +140,7 @@ def _forecast_alarm(step: int, value: float, crossing: float, rate: float | None
         text=f"stability ratio is {_ratio(value)} at checkpoint {step} and grows towards 1, "
         f"which it reaches at about step {crossing:.0f}.",
         action=_lower(value, rate),
+        projected_step=float(crossing),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,7 +97,29 @@ def quantity_strip(profile: pl.DataFrame, quantity: str, findings: Findings, *, 
         crossed = {a.threshold for a in findings.alarms if a.quantity == quantity and not a.layer}
         if len(crossed) == 1 and np.isfinite(threshold := crossed.pop()):
             levels = (Level(threshold, f"alarm at {number(threshold)}"),)
-    return series_strip(line, symbol(quantity), height=height, levels=levels)
+    strip = series_strip(line, symbol(quantity), height=height, levels=levels)
+    foreseen = forecast_line(findings, quantity)
+    return strip if foreseen is None else replace(strip, lines=(*strip.lines, foreseen))
+
+
+def forecast_line(findings: Findings, quantity: str) -> Line | None:
+    """Draw what each forecast said when it was made: from the last value then known to the crossing it projected.
+
+    Returns:
+        One dotted line with a break after every forecast, None where nothing was forecast.
+    """
+    made = sorted(
+        (alarm.known_at, alarm.value, alarm.projected_step, alarm.threshold)
+        for alarm in findings.alarms
+        if alarm.quantity == quantity and not alarm.layer and alarm.projected_step is not None
+    )
+    if not made:
+        return None
+    steps = np.array(
+        [step for known, _, projected, _ in made for step in (known, projected, projected)], float
+    )
+    values = np.array([each for _, value, _, threshold in made for each in (value, threshold, np.nan)], float)
+    return Line("forecast when it was made", "rest", steps, values, dash="dotted")
 
 
 def spike_marks(findings: Findings) -> tuple[Mark, ...]:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hnf_offline.findings import Alarm
 from hnf_offline.report.key_picture import key_picture
 from hnf_offline.report.stories import story_panels
 from hnf_offline.table import table
@@ -86,3 +87,34 @@ def test_a_story_shows_four_strips_around_its_spike_and_one_story_is_the_worst()
     )
     assert second.timeline == ((220, "loss 10.86"), (221, "back in its band"))
     assert dict(second.facts)["moved first"] == "nothing measured"
+
+
+def test_a_forecast_is_drawn_as_it_was_made_up_to_the_crossing_it_projected():
+    run = made.spike_run()
+    alarms = tuple(
+        Alarm(
+            step,
+            step,
+            "hessian.stability_ratio",
+            "",
+            value,
+            1.0,
+            "forecast",
+            "warning",
+            "",
+            projected_step=end,
+        )
+        for step, value, end in ((100, 0.8, 118.0), (130, 0.7, 155.0))
+    )
+    chart = key_picture(replace(run.findings, alarms=alarms), run.log, run.profile)
+    line = next(line for strip in chart.strips for line in strip.lines if line.dash == "dotted")
+    drawn = list(zip(line.steps, line.values, strict=True))
+    assert (
+        drawn[0] == (100, 0.8)
+        and drawn[1] == (118, 1.0)
+        and drawn[3] == (130, 0.7)
+        and drawn[4] == (155, 1.0)
+    )
+    assert np.isnan(drawn[2][1]) and np.isnan(drawn[5][1]), "the line breaks between forecasts"
+    without = key_picture(replace(run.findings, alarms=()), run.log, run.profile)
+    assert all(line.dash != "dotted" for strip in without.strips for line in strip.lines)
