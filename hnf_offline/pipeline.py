@@ -174,6 +174,22 @@ def analyse(
     return Analysis(measured.run, measured.table, replace(findings, made=made))
 
 
+def supplied(run: Run, settings: ProfileSettings, model: str | None) -> Run:
+    """Take what the command line supplies off the list of what the run lacks.
+
+    Returns:
+        The run, its model being the named factory where one is named.
+    """
+    from hnf_offline.run.records import ModelSource
+
+    given = {"no model"} if model is not None else set()
+    given |= {"no batches"} if settings.replay is not None else set()
+    source = run.model
+    if model is not None:
+        source = ModelSource("factory", {} if source is None else source.config, factory=model)
+    return replace(run, model=source, missing=tuple(one for one in run.missing if one.what not in given))
+
+
 def measure(
     run: Run,
     settings: ProfileSettings,
@@ -195,6 +211,7 @@ def measure(
     from hnf_offline.run.records import Skipped
     from hnf_offline.table import table
 
+    run = supplied(run, settings, model)
     if not run.checkpoints:
         if run.log is None:
             raise InputError(
@@ -245,7 +262,7 @@ def plans(
         if run.checkpoints:
             from hnf_offline.profile import plan
 
-            one |= asdict(plan(run, settings, folder, model_factory=model))
+            one |= asdict(plan(supplied(run, settings, model), settings, folder, model_factory=model))
         else:
             one |= {"checkpoints": 0, "missing": [f"{gone.what}: {gone.cost}" for gone in run.missing]}
         told.append(one)

@@ -223,3 +223,23 @@ def test_pipes_get_no_escapes(extra: dict[str, str], tiny_run: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert ANSI not in done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr
+
+
+def test_what_the_command_line_supplies_is_not_called_missing(hnf: Any, tiny_run: Path) -> None:
+    shutil.copytree(tiny_run, "mine")
+    Path("mine/batches.safetensors").rename("rows.safetensors")
+    model = json.loads(Path("mine/config.json").read_text())["model"]
+    Path("mine/config.json").unlink()
+    Path("users_model.py").write_text(
+        "from hnf_offline.run.model.gpt import GPT, GPTConfig\n"
+        f"def build():\n    return GPT(GPTConfig.from_mapping({model!r}))\n"
+    )
+    lacking = hnf("report", "mine", "--tier", "gradient", "--json").json["run"]
+    assert {"no model", "no batches"} <= {one["what"] for one in lacking["missing"]}
+    told = hnf(
+        "report", "mine", "--tier", "gradient", "--json",
+        "--model", "users_model:build", "--replay", "rows.safetensors",
+    ).json["run"]  # fmt: skip
+    assert not {"no model", "no batches"} & {one["what"] for one in told["missing"]}
+    assert "users_model:build" in told["model"]
+    assert told["parameters"] > 0
