@@ -142,7 +142,9 @@ def _layer_rows(
         span = slice(place, place + len(layer.parts))
         place += len(layer.parts)
         if scaled_pieces is not None:
-            rows += _evaluate_rows(subject, layer, {"unstable_direction": torch.cat(scaled_pieces[span])})
+            observed = {"unstable_direction": torch.cat(scaled_pieces[span])}
+            # No surer than the eigenvector it is read from.
+            rows += _evaluate_rows(subject, layer, observed, scaled is not None and scaled.largest.certified)
         if settings.layers is not None and not fnmatchcase(layer.path, settings.layers):
             continue
         block = graph.block(layer.parts)
@@ -259,7 +261,9 @@ def _direction_rows(subject: Subject, graph: HessianGraph, whole: Block, flat_me
     return rows
 
 
-def _evaluate_rows(subject: Subject, layer: Layer, observations: Mapping[str, Any]) -> list[Row]:
+def _evaluate_rows(
+    subject: Subject, layer: Layer, observations: Mapping[str, Any], certified: bool
+) -> list[Row]:
     return [
         Row(
             subject.step,
@@ -268,6 +272,7 @@ def _evaluate_rows(subject: Subject, layer: Layer, observations: Mapping[str, An
             layer.depth,
             entry.name,
             float(entry.function(**{name: observations[name] for name in entry.inputs})),
+            certified=certified,
             batch=subject.name,
         )
         for entry in computable(frozenset(observations), "curvature")

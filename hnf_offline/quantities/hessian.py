@@ -6,7 +6,7 @@ those of A^1/2 H A^1/2 with the step metric A of `quantities.optimizer`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hnf_offline.quantities.registry import quantity
 
@@ -117,7 +117,7 @@ def update_direction(update: Tensor, hessian_update: Tensor, step_metric: Tensor
     "hessian.unstable_mass",
     unit="share",
     formula="sum over the layer's parameters of v_i^2, v the unit top eigenvector of A^1/2 H A^1/2",
-    reference="our own localisation study (docs): its change against the run's baseline names the layer",
+    reference="definition: squared components of the unit top eigenvector, summed by layer",
     tier="curvature",
     layers="every layer",
     reading="Where the least stable direction lives. Read the change against the run's own past, not the level.",
@@ -136,14 +136,18 @@ def unstable_mass(unstable_direction: Tensor) -> Tensor:
     "hessian.unstable_mass_change",
     unit="share",
     formula="m_l(c) - median of m_l over earlier checkpoints outside spikes, m_l = hessian.unstable_mass of layer l",
-    reference="our own localisation study (docs): named the layer whose step size was wrong in .96 of checkpoints",
+    reference="definition; the baseline is causal: earlier checkpoints only",
     tier="curvature",
     layers="every layer; made of the measured shares, not measured itself",
     reading="Where the least stable direction moved to: the layer with the largest rise went wrong first.",
     cannot="Unknown before three quiet checkpoints; names where, not why.",
 )
-def unstable_mass_change(unstable_mass_now: float, unstable_mass_baseline: float) -> float:
+def unstable_mass_change(unstable_mass_now: Any, unstable_mass_baseline: Any) -> Any:
     """Change of a layer's share of the unstable direction against the run's own baseline.
+
+    Args:
+        unstable_mass_now: shares, numbers or arrays.
+        unstable_mass_baseline: baselines of the same shape.
 
     Returns:
         The difference of the shares, in [-1, 1].

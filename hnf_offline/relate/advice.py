@@ -171,7 +171,8 @@ def _lower_for_good(profile: pl.DataFrame, evidence: Evidence, last_healthy: int
             f"lower the learning rate for good to at most {target} from checkpoint "
             f"{last_healthy if last_healthy is not None else before[0]} on",
             f"S was {number(before[1])} at checkpoint {before[0]}. A cut that is taken back brings the next "
-            "spike (33 of 42 in our study); a decay that ignores S helps as much as a cut driven by it. "
+            "spike, since sharpness grows until S is 1 again; a decay that ignores S helps as much as a cut "
+            "driven by it. "
             "A smaller beta2 makes spikes smaller but more frequent. This rate is stable at this checkpoint; "
             "sharpness may go on growing",
             last_healthy if last_healthy is not None else before[0],

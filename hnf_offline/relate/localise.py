@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hnf_offline.findings import Spike
-from hnf_offline.relate.series import AFTERSHOCK, Steps, Values, last_at_or_before
-from hnf_offline.table import Row, schema, table
+from hnf_offline.quantities.hessian import unstable_mass_change
+from hnf_offline.relate.series import AFTERSHOCK, Steps, Values
 
 if TYPE_CHECKING:
     import polars as pl
@@ -99,7 +99,7 @@ def _baselines(steps: Steps, values: Values, spikes: Sequence[Spike]) -> Values:
 def _mass(profile: pl.DataFrame, spikes: Sequence[Spike]) -> _Changes:
     layers, steps, values = _matrix(profile, MASS)
     baseline = _baselines(steps, values, spikes)
-    return _Changes(layers, steps, values, baseline, values - baseline)
+    return _Changes(layers, steps, values, baseline, unstable_mass_change(values, baseline))
 
 
 def _ratio(profile: pl.DataFrame, spikes: Sequence[Spike]) -> _Changes:
@@ -113,38 +113,6 @@ def _ratio(profile: pl.DataFrame, spikes: Sequence[Spike]) -> _Changes:
         rows = np.isfinite(change).any(axis=1)
         change[rows] -= np.nanmedian(change[rows], axis=1, keepdims=True)
     return _Changes(layers, steps, values, baseline, change)
-
-
-def mass_change(profile: pl.DataFrame, spikes: Sequence[Spike] = ()) -> pl.DataFrame:
-    """Change of each layer's share of the unstable direction, against its own earlier checkpoints.
-
-    The share is the squared mass of the top eigenvector of P^-1/2 H P^-1/2 in the layer; the baseline is the
-    median over earlier checkpoints outside spikes, so the change is causal.
-
-    Args:
-        profile: the long table.
-        spikes: loss spikes, whose checkpoints enter no baseline.
-
-    Returns:
-        Long table with quantity `hessian.unstable_mass_change`, empty before a baseline is known.
-
-    Source: study, section 3: names the layer whose step size is wrong in .96 of checkpoints.
-    """
-    import polars as pl
-
-    found = _mass(profile, spikes)
-    if not found.layers:
-        return profile.clear() if profile.width else pl.DataFrame(schema=schema())
-    kinds = {
-        row["layer"]: (row["kind"], row["depth"])
-        for row in profile.filter(pl.col("quantity") == MASS).select("layer", "kind", "depth").to_dicts()
-    }
-    return table(
-        Row(int(step), layer, *kinds[layer], MASS_CHANGE, float(found.change[k, j]))
-        for k, step in enumerate(found.steps)
-        for j, layer in enumerate(found.layers)
-        if np.isfinite(found.change[k, j])
-    )
 
 
 def first_layer(
@@ -216,12 +184,3 @@ def _stands_out(
         if k in standing and (following is None or standing.get(following, (-1, 0.0))[0] == standing[k][0]):
             return k, *standing[k]
     return None
-
-
-def stability_before(steps: Steps, values: Values, onset: int) -> tuple[int, float] | None:
-    """Give S at the last checkpoint before an onset.
-
-    Returns:
-        Step and S, or None.
-    """
-    return last_at_or_before(steps, values, onset - 1)

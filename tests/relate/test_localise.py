@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from hnf_offline.findings import Spike
-from hnf_offline.relate.localise import first_layer, mass_change
-from hnf_offline.table import COLUMNS, Row, table
+from hnf_offline.relate.localise import _mass, first_layer
+from hnf_offline.table import Row, table
 
 from .planted import spike
 
@@ -84,33 +84,37 @@ def test_what_happens_after_the_onset_is_not_seen() -> None:
     assert first_layer(late.filter(pl.col("step") < 120), spike(1, 115)) is None
 
 
-def test_mass_change_is_a_long_table_and_causal() -> None:
+def changes(profile: pl.DataFrame, spikes: tuple[Spike, ...] = ()) -> dict[tuple[str, int], float]:
+    found = _mass(profile, spikes)
+    return {
+        (layer, int(step)): float(found.change[k, j])
+        for k, step in enumerate(found.steps)
+        for j, layer in enumerate(found.layers)
+        if np.isfinite(found.change[k, j])
+    }
+
+
+def test_the_change_of_mass_is_against_the_median_of_earlier_checkpoints_only() -> None:
     profile = masses("layers.1.up")
-    change = mass_change(profile)
-    assert change.columns == list(COLUMNS)
-    assert change["quantity"].unique().to_list() == ["hessian.unstable_mass_change"]
-    assert set(change["layer"]) == set(LAYERS)
-    assert change["step"].min() == STEPS[3]
-    early = mass_change(profile.filter(pl.col("step") <= 100))
-    assert change.filter(pl.col("step") <= 100).equals(early)
+    change = changes(profile)
+    assert {layer for layer, _ in change} == set(LAYERS)
+    assert min(step for _, step in change) == STEPS[3], "three earlier checkpoints make a baseline"
+    early = changes(profile.filter(pl.col("step") <= 100))
+    assert early == {key: value for key, value in change.items() if key[1] <= 100}
     by_hand = profile.filter(pl.col("layer") == "layers.1.up")["value"].to_numpy()
-    row = change.filter((pl.col("layer") == "layers.1.up") & (pl.col("step") == STEPS[-1]))
-    assert row["value"][0] == pytest.approx(by_hand[-1] - np.median(by_hand[:-1]))
+    assert change["layers.1.up", STEPS[-1]] == pytest.approx(by_hand[-1] - np.median(by_hand[:-1]))
 
 
 def test_checkpoints_inside_a_spike_enter_no_baseline() -> None:
-    quiet: tuple[Spike, ...] = (spike(1, 40, steps=60),)
     profile = masses(None)
-    row = (pl.col("layer") == "layers.0.q") & (pl.col("step") == 200)
     values = profile.filter(pl.col("layer") == "layers.0.q")["value"].to_numpy()
     outside = (STEPS < 40) | (STEPS > 100)
     expected = values[-1] - np.median(values[outside][:-1])
-    assert mass_change(profile, quiet).filter(row)["value"][0] == pytest.approx(expected)
+    assert changes(profile, (spike(1, 40, steps=60),))["layers.0.q", 200] == pytest.approx(expected)
 
 
 def test_nothing_measured_gives_nothing() -> None:
-    assert mass_change(table()).is_empty()
     assert first_layer(table(), spike(1, 100)) is None
     blind = table([Row(8, "a", "other", 0, "hessian.unstable_mass", float("nan"))] * 1)
-    assert mass_change(blind).is_empty()
+    assert changes(blind) == {}
     assert first_layer(blind, spike(1, 100)) is None
