@@ -172,13 +172,26 @@ class Pathology:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What to do, why, from which checkpoint, and the numbers behind it."""
+    """What to do, why, from which checkpoint, and the numbers behind it.
+
+    Attributes:
+        action: what to do, in one sentence.
+        because: why.
+        step: the checkpoint it starts from.
+        numbers: the figures behind it.
+        spike: id of the spike it is about.
+        policy: the same as a policy of `hnf whatif` ("lr-cap=0.0084"), "" where retraining cannot test it.
+        tested: what retraining with it gave ("tested: no spike, loss 2.18 instead of 3.19 at step 180"), ""
+            where it was not tested.
+    """
 
     action: str
     because: str
     step: int
     numbers: Mapping[str, float]
     spike: int | None = None
+    policy: str = ""
+    tested: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +209,8 @@ class Story:
         lead: onset - known_at, None where there was none.
         lead_text: "23 steps", "< 12 steps (checkpoint gap)" or "none".
         timeline: (step, sentence) in order.
+        resolution: steps from the last measured point before that alarm to it (1 where it was zoomed), 0 where
+            there was no alarm.
     """
 
     spike: int
@@ -208,6 +223,7 @@ class Story:
     lead: int | None
     lead_text: str
     timeline: tuple[tuple[int, str], ...]
+    resolution: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +255,8 @@ class Findings:
         run: name, path, checkpoints, steps, model, optimizer, gap, missing, skipped (all JSON values).
         verdict: {"word": "Spike"|"Diverged"|"Stable"|"Cannot say", "sentence": ..., "caveat": ...}.
         facts: the four facts of the first screen: {"label": ..., "value": ...}.
+        zooms: stretches that were retrained step by step, and how well that gave the run again: {"start", "stop",
+            "word", "because", "loss_difference_max", "weight_difference_max"}.
         made: versions, time, device: the only part that differs between two identical runs.
     """
 
@@ -257,6 +275,7 @@ class Findings:
     last_healthy_checkpoint: int | None = None
     advice: tuple[Advice, ...] = ()
     rates: Mapping[str, Any] = field(default_factory=dict)
+    zooms: tuple[Mapping[str, Any], ...] = ()
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class TierName(StrEnum):
 
     forward = "forward"
     gradient = "gradient"
+    stability = "stability"
     curvature = "curvature"
 
 
@@ -47,6 +48,19 @@ class RuleName(StrEnum):
     stable_adamw = "stable-adamw"
     mosaic = "mosaic"
     adagc = "adagc"
+
+
+class FindName(StrEnum):
+    """What `hnf whatif` can look for by bisection over replays."""
+
+    largest_stable_lr = "largest-stable-lr"
+
+
+class ZoomName(StrEnum):
+    """Whether `hnf report` retrains the steps before each spike."""
+
+    auto = "auto"
+    off = "off"
 
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: checkpoints, log, batches.")]
@@ -94,6 +108,41 @@ Model = Annotated[
     typer.Option(
         "--model", metavar="PKG.MOD:FN", help="Function that builds the model; it is imported and called."
     ),
+]
+From = Annotated[
+    int,
+    typer.Option("--from", metavar="STEP", min=0, help="Checkpoint to retrain from.", show_default=False),
+]
+To = Annotated[
+    int, typer.Option("--to", metavar="STEP", min=1, help="Last step to retrain.", show_default=False)
+]
+Twins = Annotated[
+    int,
+    typer.Option(
+        "--twins",
+        metavar="K",
+        min=0,
+        help="Retrain K times more from slightly changed weights: what is chance?",
+    ),
+]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        "-p",
+        metavar="P",
+        help="Retrain under this policy; give it again for more arms. 'lr-cap=0.01+skip=220' joins two; 'advice' "
+        "is what the report recommends.",
+    ),
+]
+Find = Annotated[
+    FindName | None, typer.Option("--find", help="Find the largest rate that does not spike, by bisection.")
+]
+Zoom = Annotated[
+    ZoomName, typer.Option("--zoom", help="Retrain the steps before each spike where that is affordable.")
+]
+Prove = Annotated[
+    bool, typer.Option("--prove", help="Test each recommendation by retraining the run with it.")
 ]
 Rule = Annotated[RuleName, typer.Option("--rule", help="Definition of a loss spike.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]

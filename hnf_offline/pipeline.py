@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hnf_offline.errors import InputError, UsageError
 
@@ -28,6 +28,8 @@ WRITTEN = frozenset({
     "profile.parquet",
     "findings.json",
     "diff.json",
+    "rerun.json",
+    "zoom",
     "a",
     "b",
 })
@@ -44,7 +46,8 @@ class InterruptedRunError(Exception):
     def __init__(self, done: int, total: int) -> None:
         self.done = done
         self.total = total
-        super().__init__(f"stopped at {done}/{total}, kept; run again to go on")
+        at = f" at {done}/{total}" if total else ""
+        super().__init__(f"stopped{at}, kept; run again to go on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ def output_folder(out: Path | None, runs: tuple[Run, ...], *, force: bool = Fals
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=folder, remedy="choose --out") from error
     foreign = sorted(names - WRITTEN)
-    ours = names & {"findings.json", "diff.json", "profile", "profile.parquet"}
+    ours = names & {"findings.json", "diff.json", "rerun.json", "profile", "profile.parquet"}
     if not foreign and "index.html" in names and not ours:
         foreign = ["index.html"]
     if foreign and not force:
@@ -149,6 +152,8 @@ def analyse(
     rule: str,
     command: str = "",
     model: str | None = None,
+    zoom: bool = False,
+    prove: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Analysis:
     """Profile a run and find what went wrong in it.
@@ -160,6 +165,8 @@ def analyse(
         rule: name of the spike rule.
         command: what the user typed, for the record.
         model: `package.module:function` that builds the model, None where the run says.
+        zoom: retrain and measure step by step before spikes, where that is affordable.
+        prove: retrain with the advice that is given, to say whether it helps.
         on_progress: called after every checkpoint.
 
     Returns:
@@ -169,9 +176,102 @@ def analyse(
 
     began = time.monotonic()
     measured = measure(run, settings, out, model=model, on_progress=on_progress)
-    findings = find(measured.run, measured.table, rule=rule, made={"parameters": measured.parameters})
+    described = {"parameters": measured.parameters}
+    findings = find(measured.run, measured.table, rule=rule, made=described)
+    curvature = settings.tier in {"stability", "curvature"}
+    if zoom and curvature and findings.spikes:
+        import polars as pl
+
+        from hnf_offline.proof import zoom_before_spikes
+        from hnf_offline.table import sort
+
+        zooms = _stoppable(
+            lambda: zoom_before_spikes(
+                measured.run, measured.table, findings, settings, out, model=model, on_progress=on_progress
+            )
+        )
+        measured = replace(measured, table=sort(pl.concat([measured.table, zooms.table])))
+        findings = find(measured.run, measured.table, rule=rule, made=described, zooms=zooms.told)
+    if prove:
+        from hnf_offline.proof import can_replay, prove_advice
+
+        if can_replay(measured.run, model):
+            advice, _ = _stoppable(
+                lambda: prove_advice(measured.run, findings, settings, model=model, on_progress=on_progress)
+            )
+            findings = replace(findings, advice=advice)
     made = {**findings.made, **made_by(command, measured.device, time.monotonic() - began, rule)}
     return Analysis(measured.run, measured.table, replace(findings, made=made))
+
+
+_Result = TypeVar("_Result")
+
+
+def _stoppable(work: Callable[[], _Result]) -> _Result:
+    """Turn the user's interruption of a retraining into what the command line tells; the profile is kept."""
+    try:
+        return work()
+    except KeyboardInterrupt as stop:
+        raise InterruptedRunError(0, 0) from stop
+
+
+def advised_policies(run: Run, findings: Mapping[str, Any], start: int, stop: int) -> tuple[str, ...]:
+    """Read which policies a report recommends for spikes within some steps.
+
+    Args:
+        run: the run, for error messages.
+        findings: the findings as JSON values, of this program's own report.
+        start: the checkpoint that retraining begins at.
+        stop: the last step.
+
+    Returns:
+        Spellings of policies, each once.
+
+    Raises:
+        InputError: if the report recommends nothing that retraining can try there.
+    """
+    spikes = {spike.get("id"): spike for spike in findings.get("spikes", ())}
+    wanted = [one for one in findings.get("advice", ()) if one.get("policy")]
+    here = [
+        str(one["policy"])
+        for one in wanted
+        if one.get("spike") is None or start < int(spikes.get(one["spike"], {}).get("onset", -1)) <= stop
+    ]
+    if here:
+        return tuple(dict.fromkeys(here))
+    onsets = sorted({int(spikes[one["spike"]]["onset"]) for one in wanted if one.get("spike") in spikes})
+    raise InputError(
+        f"the report recommends nothing that retraining steps {start + 1} to {stop} could try",
+        path=run.path,
+        remedy="choose --from and --steps around the spikes at " + ", ".join(map(str, onsets))
+        if onsets
+        else "name a policy; see hnf whatif --list-policies",
+    )
+
+
+def report_of(
+    run: Run,
+    settings: ProfileSettings,
+    *,
+    rule: str,
+    model: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Mapping[str, Any]:
+    """Give the findings of a run as JSON values: of the report that is there, or of one made now.
+
+    Returns:
+        The findings.
+    """
+    folder = Path("reports") / run.name
+    try:
+        held = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
+        if Path(held["run"]["path"]).resolve() == run.path.resolve() and isinstance(held["advice"], list):
+            return held  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    out, _ = output_folder(folder, (run,))
+    done = analyse(run, settings, out, rule=rule, model=model, on_progress=on_progress)
+    return done.findings.to_json()
 
 
 def supplied(run: Run, settings: ProfileSettings, model: str | None) -> Run:

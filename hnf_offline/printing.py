@@ -64,6 +64,35 @@ def plan_text(told: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])
 
 
+def fields_text(told: Mapping[str, Any]) -> str:
+    """Spell a plan that is a mapping of fields, one a line; seconds and bytes in units a reader knows.
+
+    Returns:
+        "name -> folder", then a line a field, and a line for each thing that is missing or worth a note.
+    """
+    lines = [f"{told['run']} -> {told['out']}"]
+    listed: list[str] = []
+    for key, value in told.items():
+        label = key.removesuffix("_bytes").replace("_", " ")
+        if key in {"run", "out", "path"} or value is None or value in ("", (), []):
+            continue
+        if isinstance(value, list | tuple) and key in {"missing", "notes"}:
+            listed += [f"  {key.removesuffix('s')}: {one}" for one in value]
+        elif isinstance(value, list | tuple):
+            lines.append(f"  {label}: {', '.join(str(one) for one in value)}")
+        elif key.endswith("_bytes"):
+            lines.append(f"  {label}: {value / 2**20:,.0f} MiB")
+        elif "seconds" in key:
+            lines.append(f"  {label.replace('seconds', 'time')}: about {_duration(value)}")
+        elif isinstance(value, bool):
+            lines.append(f"  {label}: {'yes' if value else 'no'}")
+        elif isinstance(value, int | float):
+            lines.append(f"  {label}: {value:,}" if isinstance(value, int) else f"  {label}: {value:,.3g}")
+        else:
+            lines.append(f"  {label}: {value}")
+    return "\n".join([*lines, *listed])
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -54,9 +54,10 @@ class Reporter:
         last: the latest progress, None before the first.
     """
 
-    def __init__(self, label: str, tier: str, *, quiet: bool = False) -> None:
+    def __init__(self, label: str, tier: str, *, unit: str = "ckpt", quiet: bool = False) -> None:
         self.label = label
         self.tier = tier
+        self.unit = unit
         self.quiet = quiet
         self.last: Progress | None = None
         self._bar: Bar | None = None
@@ -76,6 +77,10 @@ class Reporter:
 
     def __call__(self, progress: Progress) -> None:
         """Tell one step of progress."""
+        before = self.last
+        if before is not None and (progress.done < before.done or progress.total != before.total):
+            # Another piece of work begins, such as a zoom after the profile.
+            self._spent, self._told_share, self._told_cache = 0.0, 0.0, False
         self.last = progress
         self._spent += progress.seconds
         if self.quiet:
@@ -102,7 +107,11 @@ class Reporter:
             self._bar.add_task(self.label, total=progress.total)
             self._bar.start()
         self._bar.update(
-            self._bar.task_ids[0], completed=progress.done, description=self._text(progress), refresh=True
+            self._bar.task_ids[0],
+            completed=progress.done,
+            total=progress.total,
+            description=self._text(progress),
+            refresh=True,
         )
 
     def _line(self, progress: Progress) -> None:
@@ -115,12 +124,12 @@ class Reporter:
 
     def _text(self, progress: Progress) -> str:
         fresh = progress.done - progress.cached
-        text = f"{self.label} {progress.done}/{progress.total} step {progress.step} {self.tier}"
+        text = f"{self.label} {progress.done}/{progress.total} step {progress.step} {self.tier}".rstrip()
         if fresh <= 0:
             return text
         each = self._spent / fresh
         left = round(each * (progress.total - progress.done))
-        return f"{text} {each:.1f} s/ckpt ETA {left // 60}:{left % 60:02d}"
+        return f"{text} {each:.1f} s/{self.unit} ETA {left // 60}:{left % 60:02d}"
 
 
 def _bar() -> Bar:

@@ -21,7 +21,11 @@ COLUMNS = {
     "high": "Float64",
     "certified": "Boolean",
     "batch": "String",
+    "source": "String",
 }
+
+#: Where a value comes from: a checkpoint on disk, or the run retrained step by step between two of them.
+SOURCES = ("checkpoint", "zoom")
 
 #: What a layer can be; reports colour by it.
 KINDS = (
@@ -56,6 +60,7 @@ class Row:
         high: upper end of the error bar, None where the value is exact.
         certified: False where a solver stopped early or dominance is not sure.
         batch: which rows were replayed ("" where no batch is involved).
+        source: one of `SOURCES`.
     """
 
     step: int
@@ -68,6 +73,7 @@ class Row:
     high: float | None = None
     certified: bool = True
     batch: str = ""
+    source: str = "checkpoint"
 
 
 def schema() -> dict[str, pl.DataType]:
@@ -99,6 +105,37 @@ def sort(profile: pl.DataFrame) -> pl.DataFrame:
         The sorted table.
     """
     return profile.sort(["step", "depth", "layer", "quantity", "batch"], maintain_order=True)
+
+
+def of_checkpoints(profile: pl.DataFrame) -> pl.DataFrame:
+    """Leave out what was measured by zooming: those rows lie where somebody looked more closely.
+
+    Whatever is counted over a whole run (recall, chance, regimes, change-points) is counted on these.
+
+    Returns:
+        The rows of checkpoints; the table itself where it has no others.
+    """
+    import polars as pl
+
+    if "source" not in profile.columns:
+        return profile
+    return profile.filter(pl.col("source").fill_null("checkpoint") != "zoom")
+
+
+def one_source(profile: pl.DataFrame) -> pl.DataFrame:
+    """Of a quantity measured at a checkpoint and by zooming as well, keep the checkpoint's.
+
+    Returns:
+        The table without the rows of the zoom that have such a double; the table itself where it has none.
+    """
+    import polars as pl
+
+    checkpoints = of_checkpoints(profile)
+    if checkpoints.height == profile.height:
+        return profile
+    zoomed = profile.filter(pl.col("source") == "zoom")
+    alone = zoomed.join(checkpoints, on=["step", "layer", "quantity"], how="anti", nulls_equal=True)
+    return sort(pl.concat([checkpoints, alone]))
 
 
 def series(profile: pl.DataFrame, quantity: str, layer: str = "") -> pl.DataFrame:

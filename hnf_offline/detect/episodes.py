@@ -11,6 +11,9 @@ from hnf_offline.detect.measured import Measured
 from hnf_offline.detect.trailing import Flags
 from hnf_offline.findings import Alarm
 
+#: Steps in which values measured at every step may fall below a threshold and pass it again: one episode.
+APART = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -32,6 +35,11 @@ class Episode:
     def step(self) -> int:
         """The checkpoint."""
         return int(self.series.steps[self.row])
+
+    @property
+    def place(self) -> str:
+        """Where that was measured: "checkpoint 192", or "step 185" for a row of the zoom."""
+        return self.series.place(self.row)
 
     @property
     def value(self) -> float:
@@ -108,6 +116,23 @@ def starts(on: Flags, off: Flags | None = None, rows: int = 1) -> list[int]:
         if following == high.size:
             return found
         found.append(int(high[following]))
+
+
+def told_apart(series: Measured, found: list[int], on: Flags) -> list[int]:
+    """Leave out episodes that are only an earlier one looked at closely, step by step.
+
+    Returns:
+        The rows that start an episode, without those within `APART` steps of the row that was last `on`, where
+        either of the two is of a zoom.
+    """
+    high = np.flatnonzero(on)
+    kept = []
+    for row in found:
+        earlier = high[high < row]
+        near = earlier.size and series.steps[row] - series.steps[earlier[-1]] <= APART
+        if not (near and (series.from_zoom(row) or series.from_zoom(int(earlier[-1])))):
+            kept.append(row)
+    return kept
 
 
 def together(episodes: Iterable[Episode]) -> list[Together]:

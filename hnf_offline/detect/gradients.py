@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from hnf_offline.detect.episodes import Episode, alarm, starts, together
+from hnf_offline.detect.episodes import Episode, alarm, starts, together, told_apart
 from hnf_offline.detect.measured import Measured, logged, measured
 from hnf_offline.detect.rules import STUDIED, Rules
 from hnf_offline.detect.trailing import Floats, trailing_median
@@ -36,12 +36,12 @@ def _lag(profile: pl.DataFrame, rules: Rules) -> Iterator[Alarm]:
     episodes = [
         Episode(series, row, rules.lag, float(series.values[row]))
         for series in measured(profile.filter(pl.col("quantity") == "adam.lag_rms"))
-        for row in starts(series.values > rules.lag)
+        for row in told_apart(series, starts(series.values > rules.lag), series.values > rules.lag)
     ]
     for group in together(episodes):
         told, worst = group.told, group.worst
         where = f" of {told.series.layer}" if told.series.layer else ""
-        text = f"Adam lag{where} is {told.value:.3g} at checkpoint {told.step}"
+        text = f"Adam lag{where} is {told.value:.3g} at {told.place}"
         if group.whole is not None and worst is not None:
             more = f" and {group.others} more" if group.others else ""
             text += f" ({worst.value:.3g} in {worst.series.layer}{more})"

@@ -63,7 +63,7 @@ def headroom_alarms(profile: pl.DataFrame, log: pl.DataFrame, rules: Rules = STU
             rule="headroom",
             severity="danger",
             text=f"learning rate raised {raised[row]:.3g}x to {rates[row]:.2g} at step {steps[row]}; "
-            f"headroom at checkpoint {ratio.steps[last[row]]} was {1 / stable[row]:.2g} "
+            f"headroom at {ratio.place(int(last[row]))} was {1 / stable[row]:.2g} "
             f"(largest stable rate {base[row] / stable[row]:.2g}).",
             action=f"Keep the learning rate below {base[row] / stable[row]:.2g} there.",
         )

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hnf_offline.detect.trailing import Floats
+from hnf_offline.detect.trailing import Flags, Floats
+from hnf_offline.table import one_source
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One quantity of one layer over the steps; values may be NaN or infinite."""
+    """One quantity of one layer over the steps; values may be NaN or infinite.
+
+    Attributes:
+        quantity: name in the catalogue or of a log column.
+        layer: module path, "" for the whole model.
+        depth: position in forward order.
+        steps: ascending and distinct.
+        values: one a step.
+        zoomed: which rows were measured by retraining between checkpoints; empty for none of them.
+    """
 
     quantity: str
     layer: str
     depth: int
     steps: NDArray[np.int64]
     values: Floats
+    zoomed: Flags = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+
+    def from_zoom(self, row: int) -> bool:
+        """Say whether a row was measured by retraining step by step, not at a checkpoint.
+
+        Returns:
+            False also where nothing is known of where the rows come from.
+        """
+        return bool(self.zoomed[row]) if self.zoomed.size else False
+
+    def place(self, row: int) -> str:
+        """Name where a row was measured.
+
+        Returns:
+            "checkpoint 192", "step 185" for a row of the zoom.
+        """
+        return f"{'step' if self.from_zoom(row) else 'checkpoint'} {self.steps[row]}"
 
 
 def measured(profile: pl.DataFrame) -> Iterator[Measured]:
@@ -34,7 +61,7 @@ def measured(profile: pl.DataFrame) -> Iterator[Measured]:
     if profile.is_empty():
         return
     rows = (
-        profile
+        one_source(profile)
         .drop_nulls(["step", "value"])
         .sort(["quantity", "depth", "layer", "step", "batch"])
         .unique(["quantity", "layer", "step"], keep="first", maintain_order=True)
@@ -46,7 +73,14 @@ def measured(profile: pl.DataFrame) -> Iterator[Measured]:
             int(part["depth"][0]),
             part["step"].to_numpy(),
             part["value"].to_numpy(),
+            _zoomed(part),
         )
+
+
+def _zoomed(rows: pl.DataFrame) -> Flags:
+    if "source" not in rows.columns:
+        return np.zeros(rows.height, dtype=np.bool_)
+    return (rows["source"].fill_null("checkpoint") == "zoom").to_numpy()
 
 
 def one(profile: pl.DataFrame, quantity: str, layer: str = "") -> Measured:

@@ -17,6 +17,7 @@ from hnf_offline.detect.measured import Measured, logged, measured
 from hnf_offline.detect.rules import STUDIED, Rules
 from hnf_offline.detect.trailing import Floats
 from hnf_offline.findings import Alarm
+from hnf_offline.table import of_checkpoints
 
 #: Curvatures that are positive, and estimates of them: the families whose sudden growth means something.
 RISING = ("hessian.lambda_max", "hessian.stability_ratio", "proxy.")
@@ -48,14 +49,14 @@ def band_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, .
     for group in together(logits):
         told = group.told
         severity = "danger" if told.threshold >= rules.logit_danger else "warning"
-        text = f"largest attention logit of {_name(told)} is {told.value:.3g} at checkpoint {told.step}"
+        text = f"largest attention logit of {_name(told)} is {told.value:.3g} at {told.place}"
         text += f", above {told.threshold:g}{_more(group)}."
         alarms.append(alarm(told, f"band-{severity}", severity, text, "Normalise queries and keys."))
     for group in together(estimates):
         told = replace(group.told, threshold=float(np.log10(group.told.threshold)))
         word = "danger" if told.threshold >= rules.band_danger else "warning"
         text = f"{told.series.quantity} of {_name(told)} is in its {word} band: "
-        text += f"1e{told.value:.1f} at checkpoint {told.step}{_more(group)}."
+        text += f"1e{told.value:.1f} at {told.place}{_more(group)}."
         alarms.append(alarm(told, f"band-{word}", "info", text))
     return tuple(alarms)
 
@@ -63,8 +64,8 @@ def band_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, .
 def increase_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, ...]:
     """Rapid increase of a curvature or an estimate of one: ten times within ten checkpoints, to a new high.
 
-    "warning" for lambda_max of the whole model, else "info". A series speaks again after ten checkpoints
-    without such a rise.
+    What was measured between checkpoints is left out: the window counts checkpoints. "warning" for
+    lambda_max of the whole model, else "info". A series speaks again after ten checkpoints without such a rise.
 
     Returns:
         One alarm a (quantity, checkpoint), of rule "rapid-increase"; it names the layer that grew most.
@@ -73,7 +74,7 @@ def increase_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alar
     decades = float(np.log10(rules.increase))
     rises: list[Episode] = []
     lowest: dict[tuple[str, str, int], float] = {}
-    for series in _chosen(profile, RISING):
+    for series in _chosen(of_checkpoints(profile), RISING):
         level = _log10(series)
         if level.size < window:
             continue
@@ -93,7 +94,7 @@ def increase_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alar
         text = (
             f"{told.series.quantity} of {_name(told)} grew {_growth(told.size)} within {window} checkpoints, "
         )
-        text += f"{_spelled(low)} to {_spelled(low + told.size)}, a new high at checkpoint {told.step}"
+        text += f"{_spelled(low)} to {_spelled(low + told.size)}, a new high at {told.place}"
         text += f"{_more(group)}."
         loud = group.whole is not None and told.series.quantity == "hessian.lambda_max"
         alarms.append(alarm(told, "rapid-increase", "warning" if loud else "info", text))
@@ -103,12 +104,14 @@ def increase_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alar
 def overflow_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alarm, ...]:
     """Growth that would pass 1e15 within 100 steps: the source document's forecast, on a straight fit.
 
+    What was measured between checkpoints is left out: the fit counts checkpoints.
+
     Returns:
         One alarm a (quantity, checkpoint), of rule "overflow-forecast".
     """
     points = rules.overflow_checkpoints
     found: list[Episode] = []
-    for series in _chosen(profile, (*RISING, "norm.inverse_sigma", "attention.logit_max")):
+    for series in _chosen(of_checkpoints(profile), (*RISING, "norm.inverse_sigma", "attention.logit_max")):
         level = _log10(series)
         reached = np.full(level.size, -np.inf)
         for row in range(points - 1, level.size):
@@ -126,7 +129,7 @@ def overflow_alarms(profile: pl.DataFrame, rules: Rules = STUDIED) -> tuple[Alar
     for group in together(found):
         told = group.told
         text = f"{told.series.quantity} of {_name(told)} would reach 1e{told.size:.0f} within "
-        text += f"{rules.overflow_steps} steps of checkpoint {told.step}{_more(group)}."
+        text += f"{rules.overflow_steps} steps of {told.place}{_more(group)}."
         severity = "info" if told.series.quantity.startswith("proxy.") else "warning"
         alarms.append(alarm(told, "overflow-forecast", severity, text))
     return tuple(alarms)
@@ -155,11 +158,11 @@ def nonfinite_alarms(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Alarm, .
     for quantity, (step, _, series, row) in first.items():
         others = layers[quantity, step] - 1
         more = f" and {others} more layers" if others else ""
-        text = f"{quantity} of {series.layer or 'the model'}{more} is not finite at checkpoint {step}."
+        text = f"{quantity} of {series.layer or 'the model'}{more} is not finite at {series.place(row)}."
         if quantity == "weight.nonfinite":
             share = float(series.values[row])
             text = f"{share:.2g} of the weights of {series.layer or 'the model'}{more} "
-            text += f"are not finite at checkpoint {step}."
+            text += f"are not finite at {series.place(row)}."
         severity = "info" if quantity.startswith("proxy.") else "danger"
         action = "" if severity == "info" else f"Go back to a checkpoint before {step}."
         alarms.append(alarm(Episode(series, row, 0.0, 0.0), "nonfinite", severity, text, action))

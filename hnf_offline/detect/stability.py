@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from hnf_offline.detect.growth import forecast
+from hnf_offline.detect.growth import SPARSE_GAP, forecast
 from hnf_offline.detect.measured import Measured, one
 from hnf_offline.detect.rules import STUDIED, Rules
+from hnf_offline.detect.trailing import Floats
 from hnf_offline.findings import Alarm, Spike
 
 QUANTITY = "hessian.stability_ratio"
 RATCHET = 0.7  # lasting factor on the learning rate at an alarm
+STEADY = 5  # rows of a zoom whose median arms and forecasts: one step's S is noisy
 
 
 def stability_alarms(
@@ -27,6 +30,11 @@ def stability_alarms(
     disarms it, and for `refractory` steps from its onset no checkpoint counts. A run whose first S is
     already above `on` was never seen to climb: a note ("edge-from-start", info).
 
+    Where a stretch was zoomed, S at every step crosses the edge. To arm and to forecast takes more than one
+    noisy step: there the median of the last five rows counts, the growth is fitted at the distance of
+    checkpoints, and the machine arms again only `refractory` steps after the last S > on. At a checkpoint
+    the forecast is that of the checkpoints alone, so looking closer can only make an alarm earlier.
+
     Args:
         profile: the long table.
         log: the log (unused beyond what the spikes say; kept beside the other alarms).
@@ -34,7 +42,7 @@ def stability_alarms(
         rules: the thresholds.
 
     Returns:
-        The alarms in order; `step` and `known_at` are the checkpoint.
+        The alarms in order; `step` and `known_at` are the checkpoint, or the step of the zoom.
     """
     series = one(profile, QUANTITY)
     rates = dict(_pairs(one(profile, "optimizer.learning_rate")))
@@ -44,6 +52,7 @@ def stability_alarms(
     usable_from = 0
     seen = 0
     expires = 0.0
+    last_above = -np.inf
     for row, (step, value) in enumerate(_pairs(series)):
         spiked = int(np.searchsorted(onsets, step, side="right"))
         if spiked > seen:
@@ -53,25 +62,32 @@ def stability_alarms(
             continue
         if not np.isfinite(value):
             continue
-        stale = value < rules.forecast_from or step > expires
-        if value < rules.off and (state != "forecast" or stale):
-            state = "armed"
+        recent = _recent(series, usable_from, row)
+        level = _level(recent, series.from_zoom(row))
+        settled = not series.from_zoom(row) or step - last_above >= rules.refractory
+        calm = float(recent.max()) if level is None else level  # a few steps arm only if all of them are low
+        if calm < rules.off and settled:
+            stale = calm < rules.forecast_from or step > expires
+            state = "armed" if state != "forecast" or stale else state
         if value > rules.on:
+            last_above = step
+            place = series.place(row)
             if state == "armed":
-                alarms.append(_edge(step, value, rates.get(step), rules))
+                alarms.append(_edge(step, place, value, rates.get(step), rules))
                 state = "alarmed"
             elif state == "forecast":
-                alarms.append(_note(step, value, rules, "edge-confirmed", "as forecast"))
+                alarms.append(_note(step, place, value, rules, "edge-confirmed", "as forecast"))
                 state = "alarmed"
             elif state == "start":
-                alarms.append(
-                    _note(step, value, rules, "edge-from-start", "at the first checkpoint that was measured")
-                )
+                first = f"at the first {place.split()[0]} that was measured"
+                alarms.append(_note(step, place, value, rules, "edge-from-start", first))
                 state = "alarmed"
-        elif state == "armed" and value > rules.forecast_from:
-            crossing = _forecast(series, usable_from, row, rules)
+        elif state == "armed" and level is not None and level > rules.forecast_from:
+            crossing = _forecast(series, usable_from, row, level, rules)
             if crossing is not None:
-                alarms.append(_forecast_alarm(step, value, crossing, rates.get(step), rules))
+                alarms.append(
+                    _forecast_alarm(step, series.place(row), value, crossing, rates.get(step), rules)
+                )
                 state = "forecast"
                 expires = crossing + 2 * (crossing - step) + rules.forecast_steps
         if state == "start":
@@ -88,21 +104,66 @@ def _pairs(series: Measured) -> list[tuple[int, float]]:
     return list(zip(series.steps.tolist(), series.values.tolist(), strict=True))
 
 
-def _forecast(series: Measured, first: int, row: int, rules: Rules) -> float | None:
-    """Forecast the crossing of `on` from the checkpoints since the last aftershock.
+def _recent(series: Measured, first: int, row: int) -> Floats:
+    """Finite values that a row is read with: its own at a checkpoint, in a zoom the last five within 16 steps.
+
+    Returns:
+        The values, that of the row last.
+    """
+    if not series.from_zoom(row):
+        return series.values[row : row + 1]
+    last = slice(max(first, row - STEADY + 1), row + 1)
+    known = series.values[last][series.steps[row] - series.steps[last] <= SPARSE_GAP]
+    return np.asarray(known[np.isfinite(known)])
+
+
+def _level(recent: Floats, zoomed: bool) -> float | None:
+    """S as the machine forecasts by it: at a checkpoint its value, in a zoom the median of five rows.
+
+    Returns:
+        The level; None where a zoom has fewer rows.
+    """
+    return None if zoomed and recent.size < STEADY else float(np.median(recent))
+
+
+def _forecast(series: Measured, first: int, row: int, level: float, rules: Rules) -> float | None:
+    """Forecast the crossing of `on` from what was measured since the last aftershock.
+
+    At a checkpoint: from the checkpoints. In a zoom: from the level now, and earlier values at least the usual
+    distance of checkpoints apart, so that five neighbouring steps never make a fit.
 
     Returns:
         The step of the crossing, None without one within the horizon.
     """
-    steps, values = series.steps[first : row + 1], series.values[first : row + 1]
+    steps, values, gap = _spaced(series, first, row, level)
     if steps.size < 2:
         return None
-    gap = float(np.median(np.diff(steps[-5:])))
     horizon = max(float(rules.forecast_steps), rules.forecast_gaps * gap)
     return forecast(steps, values, float(steps[-1]), rules.on, horizon, straight=rules.straight)
 
 
-def _edge(step: int, value: float, rate: float | None, rules: Rules) -> Alarm:
+def _spaced(series: Measured, first: int, row: int, level: float) -> tuple[NDArray[np.int64], Floats, float]:
+    """Choose the points of a forecast, and say how far apart checkpoints usually are.
+
+    Returns:
+        Steps, values and the gap.
+    """
+    usable = np.arange(first, row + 1)
+    checkpoints = usable[~series.zoomed[usable]] if series.zoomed.size else usable
+    gaps = np.diff(series.steps[checkpoints][-5:])
+    gap = float(np.median(gaps)) if gaps.size else float(SPARSE_GAP)
+    if not series.from_zoom(row):
+        return series.steps[checkpoints], series.values[checkpoints], gap
+    chosen = [row]
+    for earlier in usable[-2::-1].tolist():
+        if series.steps[chosen[-1]] - series.steps[earlier] >= gap and np.isfinite(series.values[earlier]):
+            chosen.append(earlier)
+    chosen.reverse()
+    values = np.array([*(np.median(_recent(series, first, one)) for one in chosen[:-1]), level])
+    return series.steps[chosen], values, gap
+
+
+def _edge(step: int, place: str, value: float, rate: float | None, rules: Rules) -> Alarm:
     """The alarm of a crossing.
 
     Returns:
@@ -117,12 +178,14 @@ def _edge(step: int, value: float, rate: float | None, rules: Rules) -> Alarm:
         threshold=rules.on,
         rule="edge",
         severity="danger",
-        text=f"stability ratio rose to {_ratio(value)} at checkpoint {step}: past the edge of stability.",
+        text=f"stability ratio rose to {_ratio(value)} at {place}: past the edge of stability.",
         action=_lower(value, rate),
     )
 
 
-def _forecast_alarm(step: int, value: float, crossing: float, rate: float | None, rules: Rules) -> Alarm:
+def _forecast_alarm(
+    step: int, place: str, value: float, crossing: float, rate: float | None, rules: Rules
+) -> Alarm:
     """The alarm of a crossing to come.
 
     Returns:
@@ -137,20 +200,20 @@ def _forecast_alarm(step: int, value: float, crossing: float, rate: float | None
         threshold=rules.on,
         rule="forecast",
         severity="warning",
-        text=f"stability ratio is {_ratio(value)} at checkpoint {step} and grows towards 1, "
+        text=f"stability ratio is {_ratio(value)} at {place} and grows towards 1, "
         f"which it reaches at about step {crossing:.0f}.",
         action=_lower(value, rate),
         projected_step=float(crossing),
     )
 
 
-def _note(step: int, value: float, rules: Rules, rule: str, how: str) -> Alarm:
+def _note(step: int, place: str, value: float, rules: Rules, rule: str, how: str) -> Alarm:
     """A note that does not count as an alarm of its own.
 
     Returns:
         An alarm of severity "info".
     """
-    text = f"stability ratio is {_ratio(value)} at checkpoint {step}, above 1 {how}."
+    text = f"stability ratio is {_ratio(value)} at {place}, above 1 {how}."
     return Alarm(step, step, QUANTITY, "", value, rules.on, rule, "info", text)
 
 

@@ -43,12 +43,15 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     """
     tier = TIERS.index(settings.tier)
     passes = 2.0 + (3.0 if tier >= TIERS.index("gradient") else 0.0)
-    if tier < TIERS.index("curvature"):
+    if tier < TIERS.index("stability"):
         return passes
     parts = len(session.training_batches)
     whole = WHOLE_PRODUCTS * WHOLE_FORWARDS
     layers = measured_layers(session, settings) * LAYER_PRODUCTS * LAYER_FORWARDS / parts
-    passes += whole + layers
+    if tier < TIERS.index("curvature"):
+        layers = 0.0
+    else:
+        passes += whole + layers
     if with_state:
         spread = whole if parts > 1 else 0.0  # every training batch once more, for the range of S
         passes += whole + spread + layers + 2 * WHOLE_FORWARDS

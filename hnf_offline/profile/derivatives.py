@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,7 +19,7 @@ from hnf_offline.profile.batch import MicroBatch
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, next_update, step_metric
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
-from hnf_offline.quantities.registry import computable
+from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.table import Row
@@ -45,11 +45,14 @@ def losses_of(module: nn.Module, batches: Sequence[MicroBatch]) -> list[Callable
     return [lambda batch=batch: loss(batch) for batch in batches]  # type: ignore[misc]
 
 
-def derivative_rows(subject: Subject, settings: ProfileSettings, *, curvature: bool) -> list[Row]:
+def derivative_rows(
+    subject: Subject, settings: ProfileSettings, *, stability: bool, curvature: bool
+) -> list[Row]:
     """Measure gradients and, if asked, the extreme eigenvalues of the whole Hessian and of every layer's block.
 
     Returns:
-        Rows of the gradient tier and, with `curvature`, of the curvature tier.
+        Rows of the gradient tier; with `stability`, S of the whole model and what follows from its eigenvector;
+        with `curvature`, the raw spectrum and every layer's as well.
     """
     parameters = {name: value for name, value in subject.module.named_parameters() if value.requires_grad}
     weights = [batch.weight for batch in subject.batches]
@@ -57,18 +60,20 @@ def derivative_rows(subject: Subject, settings: ProfileSettings, *, curvature: b
         losses_of(subject.module, subject.batches),
         weights,
         parameters,
-        keep=subject.keep_graphs and curvature,
+        keep=subject.keep_graphs and stability,
     )
     metric = None if subject.optimizer is None else step_metric(subject.optimizer, parameters)
     rows = _gradient_rows(subject, graph) + _learning_rate_rows(subject)
-    if not curvature or not bool(torch.isfinite(graph.loss)):
+    if not stability or not bool(torch.isfinite(graph.loss)):
         return rows
     whole = graph.block([part for layer in subject.layers for part in layer.parts])
     random = _Noise(settings.seed, graph.loss.device, next(iter(parameters.values())).dtype)
     find = partial(lanczos_extremes, residual=settings.residual, maximum=settings.products)
-    # One run for the whole model costs little beside all layers: let its far end come into sight as well.
-    raw = find(whole, random(whole.dimension), minimum=WHOLE_MINIMUM)
-    rows += _spectrum_rows(subject, "", "model", -1, {"spectrum": raw}, subject.name)
+    raw: Extremes | None = None
+    if curvature:
+        # One run for the whole model costs little beside all layers: let its far end come into sight as well.
+        raw = find(whole, random(whole.dimension), minimum=WHOLE_MINIMUM)
+        rows += _spectrum_rows(subject, "", "model", -1, {"spectrum": raw}, subject.name)
     scaled: Extremes | None = None
     if metric is not None:
         flat_metric = whole.flatten(metric)
@@ -78,6 +83,10 @@ def derivative_rows(subject: Subject, settings: ProfileSettings, *, curvature: b
         rows += _spectrum_rows(subject, "", "model", -1, {"scaled_spectrum": scaled}, subject.name, spread)
         rows += _headroom_rows(subject, scaled, spread)
         rows += _direction_rows(subject, graph, whole, flat_metric)
+    if scaled is not None:
+        rows += _mass_rows(subject, whole, scaled)
+    if raw is None:
+        return rows
     if len(subject.training_batches) > 1:
         # Layers are replayed on one training batch: half the cost, and what the optimizer sees in one step.
         first = subject.training_batches[0]
@@ -137,14 +146,7 @@ def _layer_rows(
     name = subject.training_batch_name if len(subject.training_batches) > 1 else subject.name
     raw_pieces = whole.split(raw.vector)
     scaled_pieces = None if scaled is None else whole.split(scaled.vector)
-    place = 0
-    for layer in subject.layers:
-        span = slice(place, place + len(layer.parts))
-        place += len(layer.parts)
-        if scaled_pieces is not None:
-            observed = {"unstable_direction": torch.cat(scaled_pieces[span])}
-            # No surer than the eigenvector it is read from.
-            rows += _evaluate_rows(subject, layer, observed, scaled is not None and scaled.largest.certified)
+    for layer, span in _spans(subject):
         if settings.layers is not None and not fnmatchcase(layer.path, settings.layers):
             continue
         block = graph.block(layer.parts)
@@ -159,6 +161,28 @@ def _layer_rows(
                 subject, layer.path, layer.kind, layer.depth, {"scaled_spectrum": top}, name
             )
     return rows
+
+
+def _mass_rows(subject: Subject, whole: Block, scaled: Extremes) -> list[Row]:
+    """Each layer's share of the least stable direction; no surer than the eigenvector it is read from."""
+    pieces = whole.split(scaled.vector)
+    rows: list[Row] = []
+    for layer, span in _spans(subject):
+        observed = {"unstable_direction": torch.cat(pieces[span])}
+        rows += _evaluate_rows(subject, layer, observed, scaled.largest.certified)
+    return rows
+
+
+def _spans(subject: Subject) -> Iterator[tuple[Layer, slice]]:
+    """Each layer with the place of its parts among the parts of all layers.
+
+    Yields:
+        Layer and slice.
+    """
+    place = 0
+    for layer in subject.layers:
+        yield layer, slice(place, place + len(layer.parts))
+        place += len(layer.parts)
 
 
 def _start(restriction: Tensor, noise: Tensor) -> Tensor:
@@ -197,7 +221,7 @@ def _spectrum_rows(
     spread: tuple[float, float] | None = None,
 ) -> list[Row]:
     rows: list[Row] = []
-    for entry in computable(frozenset(observations), "curvature"):
+    for entry in _of_derivatives(frozenset(observations)):
         extremes = observations[entry.inputs[0]]
         end = extremes.smallest if entry.name.endswith("lambda_min") else extremes.largest
         value = float(entry.function(**observations))
@@ -209,6 +233,11 @@ def _spectrum_rows(
             low, high = min(low, spread[0]), max(high, spread[1])
         rows.append(Row(subject.step, path, kind, depth, entry.name, value, low, high, end.certified, batch))
     return rows
+
+
+def _of_derivatives(offered: frozenset[str]) -> tuple[Quantity, ...]:
+    # S is of the cheaper tier for the whole model and of the dearer one for layers: the inputs decide.
+    return computable(offered, "stability") + computable(offered, "curvature")
 
 
 def _learning_rate_rows(subject: Subject) -> list[Row]:
@@ -229,7 +258,7 @@ def _headroom_rows(subject: Subject, scaled: Extremes, spread: tuple[float, floa
     highest = max(top.value + top.residual, spread[1] if spread else 0.0)
     lowest = min(top.value, spread[0] if spread and spread[0] > 0 else top.value)
     rows: list[Row] = []
-    for entry in computable(frozenset({"learning_rate", "stability_ratio"}), "curvature"):
+    for entry in _of_derivatives(frozenset({"learning_rate", "stability_ratio"})):
         low, value, high = (
             float(
                 entry.function(**{
@@ -255,7 +284,7 @@ def _direction_rows(subject: Subject, graph: HessianGraph, whole: Block, flat_me
     if bool(update[moved].any()):
         observations["hessian_update"] = whole(torch.where(moved, update, 0.0))[moved]
     rows: list[Row] = []
-    for entry in computable(frozenset(observations), "curvature"):
+    for entry in _of_derivatives(frozenset(observations)):
         value = float(entry.function(**{name: observations[name] for name in entry.inputs}))
         rows.append(Row(subject.step, "", "model", -1, entry.name, value, batch=subject.name))
     return rows
@@ -275,5 +304,5 @@ def _evaluate_rows(
             certified=certified,
             batch=subject.name,
         )
-        for entry in computable(frozenset(observations), "curvature")
+        for entry in _of_derivatives(frozenset(observations))
     ]

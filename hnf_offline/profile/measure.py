@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
+from hnf_offline.errors import InputError
 from hnf_offline.profile.derivatives import derivative_rows
 from hnf_offline.profile.forward import forward_rows
+from hnf_offline.profile.memory import MemoryPlan
+from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import computable
+from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
 
 
@@ -26,8 +33,62 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
     rows += forward_rows(subject)
     tier = TIERS.index(settings.tier)
     if tier >= TIERS.index("gradient"):
-        rows += derivative_rows(subject, settings, curvature=tier >= TIERS.index("curvature"))
+        rows += derivative_rows(
+            subject,
+            settings,
+            stability=tier >= TIERS.index("stability"),
+            curvature=tier >= TIERS.index("curvature"),
+        )
     return rows
+
+
+def measure_in_memory(
+    session: Session, settings: ProfileSettings, step: int, state: OptimizerState | None, path: Path
+) -> tuple[list[Row], int]:
+    """Measure the weights in a session's module on its rows; where memory runs out, on fewer rows at a time.
+
+    Args:
+        session: module with the weights in it, layers and rows.
+        settings: what to measure.
+        step: optimizer updates applied to these weights.
+        state: the optimizer's state, None where there is none.
+        path: the checkpoint, for error messages.
+
+    Returns:
+        Rows of the long table, and how many replayed rows went through the model at once.
+
+    Raises:
+        InputError: if not even one row fits into the memory of the device.
+    """
+    memory = session.memory
+    while True:
+        try:
+            return measure(_subject(session, step, state, memory), settings), memory.rows
+        except torch.OutOfMemoryError:
+            if memory.rows == 1:
+                raise InputError(
+                    "one row does not fit into the memory of the device",
+                    path=path,
+                    remedy="use --device cpu, or shorter rows through --replay",
+                ) from None
+            memory = replace(memory, rows=memory.rows // 2, keep_graphs=False)
+
+
+def _subject(session: Session, step: int, state: OptimizerState | None, memory: MemoryPlan) -> Subject:
+    half = -(-len(session.batch.tokens) // 2)
+    several = session.training_batches if len(session.training_batches) > 1 else ()
+    return Subject(
+        step,
+        session.module,
+        session.layers,
+        state,
+        session.batch.cut(min(half, memory.rows), session.device),
+        session.batch.cut(memory.rows, session.device),
+        session.batch.name,
+        tuple(batch.cut(memory.rows, session.device) for batch in several),
+        session.training_batches[0].name,
+        memory.keep_graphs,
+    )
 
 
 def weights_rows(subject: Subject) -> list[Row]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +17,7 @@ from torch import Tensor
 from hnf_offline.errors import InputError, UserError
 from hnf_offline.profile.batch import ReplayBatch
 from hnf_offline.profile.cost import forward_passes, forward_seconds
-from hnf_offline.profile.measure import measure
+from hnf_offline.profile.measure import measure_in_memory
 from hnf_offline.profile.session import (
     Session,
     check_settings,
@@ -35,7 +35,6 @@ from hnf_offline.profile.shards import (
     write_parquet,
     write_shard,
 )
-from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import computable
 from hnf_offline.run.batches import load_rows
 from hnf_offline.run.formats import load_optimizer, load_weights
@@ -223,35 +222,8 @@ def _measure(
     state, reason = optimizer_of(session, run, checkpoint, loaded.optimizer)
     if reason:
         skipped.append((checkpoint.path, reason, "S is left out at this checkpoint"))
-    memory = session.memory
-    while True:
-        half = -(-len(session.batch.tokens) // 2)
-        subject = Subject(
-            checkpoint.step,
-            session.module,
-            session.layers,
-            state,
-            session.batch.cut(min(half, memory.rows), session.device),
-            session.batch.cut(memory.rows, session.device),
-            session.batch.name,
-            tuple(batch.cut(memory.rows, session.device) for batch in session.training_batches)
-            if len(session.training_batches) > 1
-            else (),
-            session.training_batches[0].name,
-            memory.keep_graphs,
-        )
-        try:
-            rows = measure(subject, settings)
-            break
-        except torch.OutOfMemoryError:
-            if memory.rows == 1:
-                raise InputError(
-                    "one row does not fit into the memory of the device",
-                    path=checkpoint.path,
-                    remedy="use --device cpu, or shorter rows through --replay",
-                ) from None
-            memory = replace(memory, rows=memory.rows // 2, keep_graphs=False)
-    return rows + training_loss_rows(run, session, checkpoint.step, memory.rows)
+    rows, together = measure_in_memory(session, settings, checkpoint.step, state, checkpoint.path)
+    return rows + training_loss_rows(run, session, checkpoint.step, together)
 
 
 def weights_only_rows(step: int, weights: dict[str, Tensor]) -> list[Row]:

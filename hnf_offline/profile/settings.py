@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 #: Tiers in order of cost; each contains the ones before it. ("weights" and "full" come with their quantities.)
-TIERS = ("forward", "gradient", "curvature")
+TIERS = ("forward", "gradient", "stability", "curvature")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hnf_offline.findings import Advice, Alarm, Spike, Story
 from hnf_offline.relate.evidence import (
     Evidence,
@@ -16,6 +18,7 @@ from hnf_offline.relate.evidence import (
 )
 from hnf_offline.relate.healthy import worst
 from hnf_offline.relate.series import column, last_at_or_before, points
+from hnf_offline.table import of_checkpoints
 
 if TYPE_CHECKING:
     import polars as pl
@@ -79,7 +82,7 @@ def _nothing_to_do(profile: pl.DataFrame, last_healthy: int | None, logged: bool
     """
     action = "nothing to do" if logged else "bring the loss log"
     seen = "no loss spike was found" if logged else "without a log no loss spike can be seen"
-    steps, values = points(profile, "hessian.stability_ratio")
+    steps, values = points(of_checkpoints(profile), "hessian.stability_ratio")
     known = last_at_or_before(steps, values, 2**62)
     if known is None or known[1] <= 0:
         return (Advice(action, f"{seen}; headroom is not known without S", last_healthy or 0, {}),)
@@ -111,6 +114,7 @@ def _cap(profile: pl.DataFrame, evidence: Evidence, last_healthy: int | None) ->
                 last_healthy if last_healthy is not None else jump.step,
                 {"learning_rate_before": jump.before, "learning_rate_after": jump.after},
                 spike.id,
+                policy=_capped(jump.before),
             )
         ]
     numbers = {"largest_stable_learning_rate": limit, "stability_ratio": stable[1]}
@@ -120,13 +124,14 @@ def _cap(profile: pl.DataFrame, evidence: Evidence, last_healthy: int | None) ->
         past = f"; it was {number(used / limit)} times past the edge" if used > limit else ""
     return [
         Advice(
-            f"keep the learning rate at or below {number(limit)} (lr/S at checkpoint {stable[0]}){past}",
-            f"S was {stability_at(profile, stable[0])} at checkpoint {stable[0]}, "
+            f"keep the learning rate at or below {number(limit)} (lr/S at {evidence.place(stable[0])}){past}",
+            f"S was {stability_at(profile, stable[0])} at {evidence.place(stable[0])}, "
             f"headroom {number(1 / stable[1])}; a rate "
-            "below lr/S is stable at this checkpoint, later ones need their own",
-            stable[0],
+            f"below lr/S is stable at this {evidence.place(stable[0]).split()[0]}, later ones need their own",
+            _checkpoint(profile, stable[0]),
             numbers,
             spike.id,
+            policy=_capped(limit),
         )
     ]
 
@@ -136,15 +141,18 @@ def _lower_for_good(profile: pl.DataFrame, evidence: Evidence, last_healthy: int
     if before is None:
         return []
     alarm = evidence.first_alarm
-    since = before[0] if alarm is None else min(alarm.known_at, before[0])
-    steps, _ = points(profile, "hessian.stability_ratio")
+    # Zoomed steps just before the onset are part of the spike already: S there asks for far too low a rate.
+    nearest = _checkpoint(profile, before[0]) if before[0] in evidence.zoomed else before[0]
+    since = nearest if alarm is None else min(alarm.known_at, nearest)
+    steps, _ = points(of_checkpoints(profile), "hessian.stability_ratio")
+    steps = np.union1d(steps, [since])
     limits = [
         rate
         for step in steps[(steps >= since) & (steps < spike.onset)].tolist()
         if (rate := largest_stable_rate(profile, step)) is not None
     ]
     numbers: dict[str, float] = {"stability_ratio": before[1]}
-    target = f"{RATCHET:g} times its value"
+    target, policy = f"{RATCHET:g} times its value", f"lr-scale={RATCHET:g}"
     known = evidence.learning_rate
     if known is None:
         rate_steps, rates = points(profile, "optimizer.learning_rate")
@@ -166,20 +174,43 @@ def _lower_for_good(profile: pl.DataFrame, evidence: Evidence, last_healthy: int
     elif known is not None:
         numbers |= {"learning_rate": known, "recommended_learning_rate": RATCHET * known}
         target = f"{number(RATCHET * known)} ({RATCHET:g} times {number(known)})"
+    if "recommended_learning_rate" in numbers:
+        policy = _capped(numbers["recommended_learning_rate"])
+    start = last_healthy if last_healthy is not None else _checkpoint(profile, before[0])
     return [
         Advice(
-            f"lower the learning rate for good to at most {target} from checkpoint "
-            f"{last_healthy if last_healthy is not None else before[0]} on",
-            f"S was {number(before[1])} at checkpoint {before[0]}. A cut that is taken back brings the next "
+            f"lower the learning rate for good to at most {target} from checkpoint {start} on",
+            f"S was {number(before[1])} at {evidence.place(before[0])}. A cut that is taken back brings the next "
             "spike, since sharpness grows until S is 1 again; a decay that ignores S helps as much as a cut "
             "driven by it. "
             "A smaller beta2 makes spikes smaller but more frequent. This rate is stable at this checkpoint; "
             "sharpness may go on growing",
-            last_healthy if last_healthy is not None else before[0],
+            start,
             numbers,
             spike.id,
+            policy=policy,
         )
     ]
+
+
+def _capped(rate: float) -> str:
+    """Spell a cap as `hnf whatif` takes it.
+
+    Returns:
+        "lr-cap=0.0084".
+    """
+    return f"lr-cap={rate:.9g}"
+
+
+def _checkpoint(profile: pl.DataFrame, step: int) -> int:
+    """Last profiled checkpoint up to a step: a zoomed step cannot be gone back to.
+
+    Returns:
+        Its step; the step itself where none is known.
+    """
+    saved = of_checkpoints(profile)["step"]
+    earlier = saved.filter(saved <= step)
+    return int(earlier.max()) if earlier.len() else step  # type: ignore[arg-type]
 
 
 def _look_at_rows(spike: Spike) -> Advice:
@@ -190,6 +221,7 @@ def _look_at_rows(spike: Spike) -> Advice:
         spike.onset,
         {"loss_before": spike.loss_before, "loss_peak": spike.loss_peak},
         spike.id,
+        policy=f"skip={spike.onset}",
     )
 
 
@@ -207,13 +239,15 @@ def _find_out(spike: Spike, evidence: Evidence, profile: pl.DataFrame) -> Advice
     if left_unmeasured(profile):
         action = "measure S as well: run again with --tier curvature"
         because = "optimizer state was saved, so how near the edge of stability the run was can be known"
-    elif evidence.before is None or spike.onset - evidence.before[0] > 2 * evidence.resolution:
+    elif evidence.before is None or spike.onset - evidence.before[0] > 2 * evidence.gap:
         action = f"save checkpoints with optimizer state around step {spike.onset}, and that step's batch"
         because = "S just before this spike is not known, so its cause cannot be told"
     else:
         action = f"replay the batch of step {spike.onset}, and retrain up to it step by step"
+        if evidence.before[0] in evidence.zoomed:
+            action = f"look at the batch of step {spike.onset} and at what the trainer did there"
         because = (
-            f"S was {number(evidence.before[1])} at checkpoint {evidence.before[0]} and explains nothing"
+            f"S was {number(evidence.before[1])} at {evidence.place(evidence.before[0])} and explains nothing"
         )
     return Advice(action, because, spike.onset, {"loss_peak": spike.loss_peak}, spike.id)
 

@@ -10,8 +10,16 @@ import numpy as np
 
 from hnf_offline.findings import Alarm, Spike
 from hnf_offline.relate.rules import STABILITY_RULES
-from hnf_offline.relate.series import column, first_after, last_at_or_before, points, spacing
-from hnf_offline.table import series
+from hnf_offline.relate.series import (
+    column,
+    first_after,
+    last_at_or_before,
+    points,
+    spacing,
+    spacing_at,
+    zoomed_steps,
+)
+from hnf_offline.table import one_source, series
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,12 +55,15 @@ class Evidence:
         alarms: alarms in the window before the onset that announce this spike and no earlier one.
         stability: those of them that speak of the whole model's stability ratio.
         jump: the learning-rate rise just before the onset, None where there was none.
-        last_stable: last checkpoint before the jump, or before the onset, with S < 1: step and S.
-        before: last checkpoint before the onset with known S: step and S.
-        after: first checkpoint at or after the onset with known S: step and S.
+        last_stable: last measured point before the jump, or before the onset, with S < 1: step and S.
+        before: last measured point before the onset with known S: step and S.
+        after: first measured point at or after the onset with known S: step and S.
         learning_rate: rate of the update before the onset, None where it is not logged.
-        resolution: checkpoint gap.
+        resolution: steps from the last point at which S was measured before the first stability alarm to that
+            alarm; the checkpoint gap where there is no alarm or nothing before it.
         logged_every: steps between two rows of the log.
+        gap: checkpoint gap.
+        zoomed: steps at which S was measured by zooming, not at a checkpoint.
     """
 
     spike: Spike
@@ -65,11 +76,25 @@ class Evidence:
     learning_rate: float | None
     resolution: int
     logged_every: int
+    gap: int = 1
+    zoomed: frozenset[int] = frozenset()
 
     @property
     def first_alarm(self) -> Alarm | None:
         """The earliest stability alarm; of two at the same step the one that is known to the step."""
-        return min(self.stability, key=lambda alarm: (alarm.known_at, alarm.rule != "headroom"), default=None)
+        return _first(self.stability)
+
+    def place(self, step: int) -> str:
+        """Name where S was measured.
+
+        Returns:
+            "checkpoint 192", "step 185" where it was measured by zooming.
+        """
+        return f"{'step' if step in self.zoomed else 'checkpoint'} {step}"
+
+
+def _first(stability: Sequence[Alarm]) -> Alarm | None:
+    return min(stability, key=lambda alarm: (alarm.known_at, alarm.rule != "headroom"), default=None)
 
 
 def annotated(alarms: Sequence[Alarm], spikes: Sequence[Spike], window: int = 80) -> tuple[Alarm, ...]:
@@ -134,17 +159,22 @@ def gather(
     rate = last_at_or_before(logged, rates, spike.onset - 1)
     if rate is None:
         rate = last_at_or_before(*points(profile, "optimizer.learning_rate"), spike.onset - 1)
+    stability = tuple(alarm for alarm in mine if alarm.rule in STABILITY_RULES and alarm.layer == "")
+    first = _first(stability)
+    near = None if first is None else spacing_at(steps[np.isfinite(values)], first.known_at)
     return Evidence(
         spike=spike,
         alarms=mine,
-        stability=tuple(alarm for alarm in mine if alarm.rule in STABILITY_RULES and alarm.layer == ""),
+        stability=stability,
         jump=jump,
         last_stable=last_at_or_before(steps[stable], values[stable], edge),
         before=last_at_or_before(steps, values, spike.onset - 1),
         after=first_after(steps, values, spike.onset - 1),
         learning_rate=None if rate is None else rate[1],
-        resolution=gap or 1,
+        resolution=near or gap or 1,
         logged_every=spacing(logged),
+        gap=gap or 1,
+        zoomed=zoomed_steps(profile, "hessian.stability_ratio"),
     )
 
 
@@ -174,7 +204,7 @@ def stability_at(profile: pl.DataFrame, step: int) -> str:
     """
     import polars as pl
 
-    row = series(profile, "hessian.stability_ratio").filter(pl.col("step") == step)
+    row = one_source(series(profile, "hessian.stability_ratio")).filter(pl.col("step") == step)
     if not row.height:
         return "not known"
     value, low, high = (row[name][0] for name in ("value", "low", "high"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from hnf_offline.findings import Alarm, Spike
 from hnf_offline.relate.series import column, points
+from hnf_offline.table import of_checkpoints
 
 if TYPE_CHECKING:
     import polars as pl
@@ -51,6 +52,7 @@ def last_healthy_checkpoint(
     """
     import polars as pl
 
+    profile = of_checkpoints(profile)  # a zoomed step cannot be gone back to
     steps = sorted({*checkpoints, *(int(step) for step in profile["step"].unique())})
     broken = profile.filter((pl.col("quantity") == "weight.nonfinite") & ~(pl.col("value") <= 0))
     first_broken = broken["step"].min() if broken.height else None

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hnf_offline.findings import Spike
 from hnf_offline.quantities.hessian import unstable_mass_change
-from hnf_offline.relate.series import AFTERSHOCK, Steps, Values
+from hnf_offline.relate.series import AFTERSHOCK, Steps, Values, spacing
+from hnf_offline.table import of_checkpoints, one_source
 
 if TYPE_CHECKING:
     import polars as pl
+
+Flags = NDArray[np.bool_]
 
 MASS = "hessian.unstable_mass"
 MASS_CHANGE = "hessian.unstable_mass_change"
@@ -37,7 +41,7 @@ class Moved:
     Attributes:
         layer: its path.
         quantity: what moved: "hessian.unstable_mass_change" or "hessian.stability_ratio".
-        step: the checkpoint at which it first stood out.
+        step: the checkpoint, or the zoomed step, at which it first stood out.
         evidence: one sentence with the numbers.
     """
 
@@ -56,22 +60,25 @@ class _Changes:
     values: Values
     baseline: Values
     change: Values
+    zoomed: Flags
 
 
-def _matrix(profile: pl.DataFrame, quantity: str) -> tuple[tuple[str, ...], Steps, Values]:
+def _matrix(profile: pl.DataFrame, quantity: str) -> tuple[tuple[str, ...], Steps, Values, Flags]:
     import polars as pl
 
-    rows = profile.filter((pl.col("quantity") == quantity) & (pl.col("layer") != ""))
+    rows = one_source(profile.filter((pl.col("quantity") == quantity) & (pl.col("layer") != "")))
     if not rows.height:
-        return (), np.empty(0, np.int64), np.empty((0, 0))
+        return (), np.empty(0, np.int64), np.empty((0, 0)), np.empty(0, np.bool_)
     layers = tuple(
         rows.group_by("layer").agg(pl.col("depth").min()).sort(["depth", "layer"])["layer"].to_list()
     )
     wide = rows.pivot(on="layer", index="step", values="value", aggregate_function="median").sort("step")
-    return layers, wide["step"].to_numpy().astype(np.int64), wide.select(layers).to_numpy().astype(np.float64)
+    steps = wide["step"].to_numpy().astype(np.int64)
+    zoomed = ~np.isin(steps, of_checkpoints(rows)["step"].to_numpy())
+    return layers, steps, wide.select(layers).to_numpy().astype(np.float64), zoomed
 
 
-def _outside(steps: Steps, spikes: Sequence[Spike]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _outside(steps: Steps, spikes: Sequence[Spike]) -> Flags:
     quiet = np.ones(steps.shape, bool)
     for spike in spikes:
         end = max(spike.onset + AFTERSHOCK, spike.end or spike.onset)
@@ -79,13 +86,15 @@ def _outside(steps: Steps, spikes: Sequence[Spike]) -> np.ndarray[tuple[int, ...
     return quiet
 
 
-def _baselines(steps: Steps, values: Values, spikes: Sequence[Spike]) -> Values:
+def _baselines(steps: Steps, values: Values, zoomed: Flags, spikes: Sequence[Spike]) -> Values:
     """Median of the earlier checkpoints outside spikes, layer by layer.
+
+    Zoomed steps enter no baseline: they lie just before spikes, and there are many of them.
 
     Returns:
         Same shape as the values, NaN where fewer than `MINIMUM_BASELINE` are known.
     """
-    quiet = _outside(steps, spikes)
+    quiet = _outside(steps, spikes) & ~zoomed
     result = np.full(values.shape, np.nan)
     for k in range(1, steps.size):
         past = values[:k][quiet[:k]]
@@ -97,14 +106,14 @@ def _baselines(steps: Steps, values: Values, spikes: Sequence[Spike]) -> Values:
 
 
 def _mass(profile: pl.DataFrame, spikes: Sequence[Spike]) -> _Changes:
-    layers, steps, values = _matrix(profile, MASS)
-    baseline = _baselines(steps, values, spikes)
-    return _Changes(layers, steps, values, baseline, unstable_mass_change(values, baseline))
+    layers, steps, values, zoomed = _matrix(profile, MASS)
+    baseline = _baselines(steps, values, zoomed, spikes)
+    return _Changes(layers, steps, values, baseline, unstable_mass_change(values, baseline), zoomed)
 
 
 def _ratio(profile: pl.DataFrame, spikes: Sequence[Spike]) -> _Changes:
-    layers, steps, values = _matrix(profile, RATIO)
-    baseline = _baselines(steps, values, spikes)
+    layers, steps, values, zoomed = _matrix(profile, RATIO)
+    baseline = _baselines(steps, values, zoomed, spikes)
     with np.errstate(divide="ignore", invalid="ignore"):
         change = np.log(values / baseline)
     change = np.where(np.isfinite(change), change, np.nan)
@@ -112,7 +121,7 @@ def _ratio(profile: pl.DataFrame, spikes: Sequence[Spike]) -> _Changes:
         # a learning-rate jump multiplies every layer's S alike: what all do names none
         rows = np.isfinite(change).any(axis=1)
         change[rows] -= np.nanmedian(change[rows], axis=1, keepdims=True)
-    return _Changes(layers, steps, values, baseline, change)
+    return _Changes(layers, steps, values, baseline, change, zoomed)
 
 
 def first_layer(
@@ -122,7 +131,8 @@ def first_layer(
 
     The share of the unstable direction is asked first, then the layer's S against its baseline relative to
     the median layer. A layer stands out when its change is large, large in robust standard deviations over
-    all layers and earlier checkpoints, and confirmed by the next checkpoint where one lies before the onset.
+    all layers and earlier checkpoints, and confirmed by the next checkpoint where one lies before the onset;
+    where that stretch was zoomed, by at least half of the steps within a checkpoint gap.
 
     Args:
         profile: the long table.
@@ -171,7 +181,7 @@ def _stands_out(
     ]
     standing: dict[int, tuple[int, float]] = {}
     for k in before:
-        past = changes.change[:k][quiet[:k]]
+        past = changes.change[:k][(quiet & ~changes.zoomed)[:k]]
         past = past[np.isfinite(past)]
         j = int(np.nanargmax(changes.change[k]))
         others = np.delete(changes.change[k], j)
@@ -180,7 +190,14 @@ def _stands_out(
         z = float(changes.change[k, j]) / max(scale, smallest / STANDS_OUT)
         if changes.change[k, j] >= smallest and z >= STANDS_OUT:
             standing[k] = (j, z)
-    for k, following in zip(before, [*before[1:], None], strict=False):
-        if k in standing and (following is None or standing.get(following, (-1, 0.0))[0] == standing[k][0]):
+    gap = spacing(changes.steps[~changes.zoomed])
+    for place, k in enumerate(before):
+        if k not in standing:
+            continue
+        following = before[place + 1 : place + 2]
+        if following and changes.zoomed[following[0]]:
+            following = [one for one in before[place + 1 :] if changes.steps[one] - changes.steps[k] <= gap]
+        agreeing = sum(standing.get(one, (-1, 0.0))[0] == standing[k][0] for one in following)
+        if 2 * agreeing >= len(following):
             return k, *standing[k]
     return None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hnf_offline.table import of_checkpoints, one_source
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -20,19 +22,37 @@ AFTERSHOCK = 40
 def points(profile: pl.DataFrame, quantity: str, layer: str = "") -> tuple[Steps, Values]:
     """Give one quantity of one layer over the steps; several batches of a step become their median.
 
+    Of a step measured at its checkpoint and by zooming as well the checkpoint counts.
+
     Returns:
         Steps, ascending and distinct, and values; both empty where it was not measured.
     """
     import polars as pl
 
-    rows = (
-        profile
-        .filter((pl.col("quantity") == quantity) & (pl.col("layer") == layer))
-        .group_by("step")
-        .agg(pl.col("value").median())
-        .sort("step")
-    )
+    chosen = profile.filter((pl.col("quantity") == quantity) & (pl.col("layer") == layer))
+    rows = one_source(chosen).group_by("step").agg(pl.col("value").median()).sort("step")
     return rows["step"].to_numpy().astype(np.int64), rows["value"].to_numpy().astype(np.float64)
+
+
+def zoomed_steps(profile: pl.DataFrame, quantity: str) -> frozenset[int]:
+    """Find the steps at which a quantity of the whole model was measured by zooming only, not at a checkpoint.
+
+    Returns:
+        The steps.
+    """
+    steps, _ = points(profile, quantity)
+    at_checkpoints, _ = points(of_checkpoints(profile), quantity)
+    return frozenset(steps.tolist()) - frozenset(at_checkpoints.tolist())
+
+
+def spacing_at(steps: Steps, step: int) -> int | None:
+    """Steps from the last point before a step to that step: how finely it is known that something happened there.
+
+    Returns:
+        The distance, None where nothing was measured before.
+    """
+    before = steps[steps < step]
+    return int(step - before[-1]) if before.size else None
 
 
 def layers(profile: pl.DataFrame, quantity: str) -> tuple[str, ...]:

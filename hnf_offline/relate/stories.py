@@ -65,6 +65,7 @@ def _story(
     alarm = evidence.first_alarm
     lead = None if alarm is None else spike.onset - alarm.known_at
     by_rate = alarm is not None and alarm.rule == "headroom"
+    resolution = evidence.logged_every if by_rate else evidence.resolution
     return Story(
         spike=spike.id,
         cause=cause,
@@ -74,13 +75,19 @@ def _story(
         first_step=None if moved is None else moved.step,
         known_at=None if alarm is None else alarm.known_at,
         lead=lead,
-        lead_text=lead_text(lead, evidence.logged_every if by_rate else evidence.resolution, by_rate),
+        lead_text=lead_text(lead, resolution, _gap_of(evidence, alarm)),
         timeline=_timeline(evidence, moved),
+        resolution=0 if alarm is None else resolution,
     )
 
 
-def lead_text(lead: int | None, resolution: int, logged: bool = False) -> str:
+def lead_text(lead: int | None, resolution: int, gap: str = "checkpoint") -> str:
     """Spell a lead; below the resolution it is a bound, never a number.
+
+    Args:
+        lead: onset - first alarm's known_at, None where there was no alarm.
+        resolution: steps between the alarm and the point before it.
+        gap: between what: "checkpoint", "log" or "zoom".
 
     Returns:
         "23 steps", "< 12 steps (checkpoint gap)" or "none".
@@ -88,17 +95,23 @@ def lead_text(lead: int | None, resolution: int, logged: bool = False) -> str:
     if lead is None:
         return "none"
     if lead < resolution:
-        return f"< {resolution} steps ({'log' if logged else 'checkpoint'} gap)"
+        return f"< {resolution} steps ({gap} gap)"
     return f"{lead} step" + ("" if lead == 1 else "s")
 
 
+def _gap_of(evidence: Evidence, alarm: Alarm | None) -> str:
+    if alarm is not None and alarm.rule == "headroom":
+        return "log"
+    return "zoom" if alarm is not None and alarm.known_at in evidence.zoomed else "checkpoint"
+
+
 def _near(evidence: Evidence) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:
-    """S at the checkpoints next to the onset, where they are near enough to speak of it.
+    """S at the measured points next to the onset, where they are near enough to speak of it.
 
     Returns:
         Before and after.
     """
-    near = max(NEAR_STEPS, NEAR_GAPS * evidence.resolution)
+    near = max(NEAR_STEPS, NEAR_GAPS * evidence.gap)
     before, after, onset = evidence.before, evidence.after, evidence.spike.onset
     return (
         before if before is not None and onset - before[0] <= near else None,
@@ -156,11 +169,11 @@ def _raised(profile: pl.DataFrame, evidence: Evidence) -> str:
         rose += f" ({number(jump.before)} -> {number(jump.after)})"
         if limit is not None and stable is not None and jump.after > limit:
             return (
-                f"{rose}, {number(jump.after / limit)} times past the edge: at checkpoint {stable[0]} "
+                f"{rose}, {number(jump.after / limit)} times past the edge: at {evidence.place(stable[0])} "
                 f"S was {stability_at(profile, stable[0])}, so at most {number(limit)} was stable there"
             )
         if headroom:
-            return f"{rose}, past the headroom of the last checkpoint"
+            return f"{rose}, past the headroom that was last measured"
         if stable is None:
             return f"{rose}; S before it is not known, so how far past the edge cannot be said"
         return ""
@@ -179,20 +192,21 @@ def _edge(evidence: Evidence, before: tuple[int, float] | None, regimes: Sequenc
     spoken = [alarm for alarm in evidence.stability if alarm.rule in {"edge", "forecast"}]
     climb = any(
         regime.get("regime", regime.get("kind")) == "climb"
-        and int(regime.get("start", onset + 1)) <= onset <= int(regime.get("end", -1)) + evidence.resolution
+        and int(regime.get("start", onset + 1)) <= onset <= int(regime.get("end", -1)) + evidence.gap
         for regime in regimes
     )
     if spoken:
         alarm = min(spoken, key=lambda alarm: alarm.known_at)
         what = "S crossed 1" if alarm.rule == "edge" else "S was forecast to cross 1"
-        at = "" if before is None else f"; S was {number(before[1])} at checkpoint {before[0]}"
-        lead = lead_text(onset - alarm.known_at, evidence.resolution)
-        return f"{what} at checkpoint {alarm.known_at}, {lead} before the loss left its band{at}"
+        at = "" if before is None else f"; S was {number(before[1])} at {evidence.place(before[0])}"
+        resolution = evidence.resolution if alarm is evidence.first_alarm else evidence.gap
+        lead = lead_text(onset - alarm.known_at, resolution, _gap_of(evidence, alarm))
+        return f"{what} at {evidence.place(alarm.known_at)}, {lead} before the loss left its band{at}"
     if before is not None and before[1] >= 1:
         lives = "at the end of a climb" if climb else "with no fresh crossing, so the run lives at the edge"
-        return f"S was {number(before[1])} at checkpoint {before[0]}, {lives}"
+        return f"S was {number(before[1])} at {evidence.place(before[0])}, {lives}"
     if climb and before is not None and before[1] >= WELL_BELOW:
-        return f"S was climbing and at {number(before[1])} at checkpoint {before[0]}"
+        return f"S was climbing and at {number(before[1])} at {evidence.place(before[0])}"
     return ""
 
 
@@ -210,7 +224,7 @@ def _unknown(
         if _quick(spike):
             return f"{_fell_back(spike)}, which fits a bad batch; {missing}"
         return missing
-    level = f"S was {number(before[1])} at checkpoint {before[0]}"
+    level = f"S was {number(before[1])} at {evidence.place(before[0])}"
     if after is not None:
         level += f" and {number(after[1])} at {after[0]}"
     others = sorted({alarm.rule for alarm in evidence.alarms} - {alarm.rule for alarm in evidence.stability})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from hnf_offline.relate.series import Steps, Values, column, points
 from hnf_offline.relate.stories import stories
 from hnf_offline.relate.verdict import LEVEL, facts, verdict
 from hnf_offline.run.records import Run
-from hnf_offline.table import schema
+from hnf_offline.table import of_checkpoints, schema
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,15 +47,25 @@ GROWTH_THRESHOLDS: Mapping[str, float | None] = {
 
 
 def find(
-    run: Run, profile: pl.DataFrame, *, rule: str = "robust", made: Mapping[str, Any] | None = None
+    run: Run,
+    profile: pl.DataFrame,
+    *,
+    rule: str = "robust",
+    made: Mapping[str, Any] | None = None,
+    zooms: Sequence[Mapping[str, Any]] = (),
 ) -> Findings:
     """Find everything that can be said about a run.
 
+    What was zoomed sharpens what is told of single spikes: alarms, leads, stories. Whatever is counted over
+    the run (relations, regimes, change-points, growth, pathologies) is counted on checkpoints alone, since
+    zooming looks more closely just where a spike follows.
+
     Args:
         run: the run directory as found on disk.
-        profile: the long table of its checkpoints; may be empty.
+        profile: the long table of its checkpoints and of zoomed stretches; may be empty.
         rule: the spike rule.
         made: versions, time and device, passed through.
+        zooms: what was zoomed and how well it gave the run again, passed through.
 
     Returns:
         The findings; the same run and profile always give the same findings.
@@ -76,39 +86,44 @@ def find(
             }
         )
     )
-    gap = run.gap if run.gap is not None else _gap(profile)
+    saved = of_checkpoints(profile)
+    gap = run.gap if run.gap is not None else _gap(saved)
     spikes = find_spikes(rows, rule=rule, resume_steps=run.resume_steps)
     alarms = annotated(all_alarms(profile, rows, spikes), spikes)
-    regime = regimes(profile, spikes)
-    disorders = pathologies(profile, rows, spikes)
-    related = relations(profile, rows, spikes, alarms, gap)
+    scored = alarms
+    if saved.height < profile.height:
+        scored = annotated(all_alarms(saved, rows, spikes), spikes)
+    regime = regimes(saved, spikes)
+    disorders = pathologies(saved, rows, spikes)
+    related = relations(saved, rows, spikes, scored, gap)
     told = stories(profile, rows, spikes, alarms, gap, regime)
     healthy = last_healthy_checkpoint(
         [checkpoint.step for checkpoint in run.checkpoints], profile, rows, spikes, alarms
     )
     advised = advice(profile, rows, spikes, told, alarms, gap, healthy)
-    described = run_facts(run, profile, gap, made or {})
+    described = run_facts(run, saved, gap, made or {})
     return Findings(
         run=described,
-        verdict=verdict(profile, rows, spikes, told, related, disorders, advised, regime),
+        verdict=verdict(saved, rows, spikes, told, related, disorders, advised, regime),
         facts=facts(spikes, told, related, healthy, described["checkpoints"], described["checkpoints_found"]),
         spikes=spikes,
         stories=told,
-        change_points=_change_points(profile, rows),
-        growth=_growth(profile, rows),
+        change_points=_change_points(saved, rows),
+        growth=_growth(saved, rows),
         alarms=alarms,
         relations=related,
         regimes=tuple(regime),
         pathologies=disorders,
-        replay_checks=replay_checks(profile, rows),
+        replay_checks=replay_checks(saved, rows),
         last_healthy_checkpoint=healthy,
         advice=advised,
         rates={
             "cusum": FALSE_ALARM_RATE,
             "pelt": FALSE_ALARM_RATE,
             "shift_test": LEVEL,
-            "auroc": aurocs(profile, rows, spikes, alarms, gap),
+            "auroc": aurocs(saved, rows, spikes, scored, gap),
         },
+        zooms=tuple(dict(zoom) for zoom in zooms),
         made=dict(made or {}),
     )
 

@@ -10,26 +10,40 @@ if TYPE_CHECKING:
     from hnf_offline.report.heat import heat_map
     from hnf_offline.report.monitor import monitor_lines
     from hnf_offline.report.page import write_report
+    from hnf_offline.report.retraining_page import write_retraining
+    from hnf_offline.report.retraining_terminal import (
+        policies_table,
+        policy_explained,
+        retraining_summary,
+    )
     from hnf_offline.report.terminal import spikes_table, summary
 
 __all__ = [
     "comparison_summary",
     "heat_map",
     "monitor_lines",
+    "policies_table",
+    "policy_explained",
+    "retraining_summary",
     "spikes_table",
     "summary",
     "write_comparison",
     "write_report",
+    "write_retraining",
 ]
 
 _HOME = {
     "comparison_summary": "comparison_page",
     "heat_map": "heat",
     "monitor_lines": "monitor",
+    "policies_table": "retraining_terminal",
+    "policy_explained": "retraining_terminal",
+    "retraining_summary": "retraining_terminal",
     "spikes_table": "terminal",
     "summary": "terminal",
     "write_comparison": "comparison_page",
     "write_report": "page",
+    "write_retraining": "retraining_page",
 }
 
 

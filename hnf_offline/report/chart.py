@@ -25,6 +25,8 @@ class Line:
         high: upper ends of the error bars.
         hollow: points that are not certified.
         reach: longest distance over which two points are joined, None for any.
+        marked: points that may carry a marker and an error bar, None for all: where a stretch was measured at
+            every step, markers would hide the line.
     """
 
     label: str
@@ -37,6 +39,15 @@ class Line:
     high: Array | None = None
     hollow: NDArray[np.bool_] | None = None
     reach: float | None = None
+    marked: NDArray[np.bool_] | None = None
+
+    def may_be_marked(self) -> NDArray[np.bool_]:
+        """Say which points may carry a marker.
+
+        Returns:
+            One flag a point.
+        """
+        return np.ones(len(self.steps), dtype=np.bool_) if self.marked is None else self.marked
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,3 +52,10 @@ def band_palette() -> NDArray[np.uint8]:
     every = palette("cividis")
     chosen = FIRST_COLOUR + np.array([20, 100, 175, 252])
     return np.vstack([every[:2], every[chosen]])
+
+
+#: Arms of a retraining: told apart with any colour vision (smallest distance 13 in CIELAB) and 3:1 on the page;
+#: from the sixth arm on, the dash changes too. "As was" is drawn in the ink.
+ARMS_LIGHT = ("#0060a8", "#d55e00", "#007a58", "#b8578c", "#3399d6")
+ARMS_DARK = ("#4a8fea", "#ff8a3d", "#2cc59b", "#e39bc4", "#8fd3ff")
+ARM_DASHES = ("solid", "dashed", "dotted")

@@ -16,10 +16,17 @@ MOST_DOTS = 14
 
 @dataclass(frozen=True, slots=True)
 class RasterRow:
-    """One spike: how many steps before its onset each alarm was known."""
+    """One spike: how many steps before its onset each alarm was known.
+
+    Attributes:
+        label: the spike.
+        alarms: rule and lead.
+        resolution: a lead below it has no number; None where leads are known to the step.
+    """
 
     label: str
     alarms: tuple[tuple[str, float], ...]
+    resolution: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Raster:
         name: file name of the figure, without ending.
         title: one sentence that states the finding.
         window: steps before the onset that are shown.
-        resolution: checkpoint gap, None where there is none.
+        resolution: checkpoint gap, None where there is none, or where every row is known more finely.
         rows: one a spike.
         rules: rules that occur, in the order of the legend.
         chance: recall beside chance for the rules that were scored.
@@ -52,6 +59,22 @@ class Raster:
     rows: tuple[RasterRow, ...]
     rules: tuple[str, ...]
     chance: tuple[RasterChance, ...]
+
+    def unresolved(self) -> list[tuple[int, int]]:
+        """Find the rows whose leads are known to a checkpoint gap only.
+
+        Returns:
+            First row and the one after the last, of each run of them.
+        """
+        runs: list[tuple[int, int]] = []
+        for place, row in enumerate(self.rows):
+            if row.resolution is None:
+                continue
+            if runs and runs[-1][1] == place:
+                runs[-1] = (runs[-1][0], place + 1)
+            else:
+                runs.append((place, place + 1))
+        return runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +139,12 @@ def raster(findings: Findings) -> Raster | None:
     leads = [story.lead for story in findings.stories if story.lead is not None]
     window = min(max(64.0, 4 * (resolution or 0), 1.2 * max(leads, default=0)), LONGEST_WINDOW)
     window = max(window, 1.2 * (resolution or 0))
+    # Where the steps before the onset were retrained, every lead there is known to the step.
+    stretches = [
+        (int(zoom["start"]), int(zoom["stop"]))
+        for zoom in findings.zooms
+        if zoom.get("word") != "not_reproducible"
+    ]
     rows = []
     for spike in findings.spikes[:MOST_SPIKES]:
         before = [
@@ -123,14 +152,16 @@ def raster(findings: Findings) -> Raster | None:
             for alarm in alarms
             if 0 <= spike.onset - alarm.known_at <= window
         ]
-        rows.append(RasterRow(f"spike {spike.id} at {spike.onset:,}", tuple(sorted(set(before)))))
+        zoomed = any(start <= spike.onset - 1 <= stop for start, stop in stretches)
+        label = f"spike {spike.id} at {spike.onset:,}"
+        rows.append(RasterRow(label, tuple(sorted(set(before))), None if zoomed else resolution))
     rules = tuple(sorted({rule for row in rows for rule, _ in row.alarms}))
     hit = sum(any(lead > 0 for _, lead in row.alarms) for row in rows)
     return Raster(
         name="lead",
         title=f"An alarm lies in the {int(window):,} steps before {hit} of {plural(len(rows), 'onset')}",
         window=window,
-        resolution=resolution,
+        resolution=max((row.resolution for row in rows if row.resolution is not None), default=None),
         rows=tuple(rows),
         rules=rules,
         chance=tuple(

@@ -109,10 +109,12 @@ def _line(axis: Any, line: Line, strip: Strip, high: float) -> None:
         steps, drawn, color=SERIES[line.role], linestyle=_DASH[line.dash], linewidth=1.2, label=line.label
     )
     if line.low is not None and line.high is not None:
-        axis.vlines(line.steps, line.low, line.high, color=SERIES[line.role], linewidth=0.8)
+        bars = line.may_be_marked()
+        axis.vlines(line.steps[bars], line.low[bars], line.high[bars], color=SERIES[line.role], linewidth=0.8)
     if line.marker:
         hollow = line.hollow if line.hollow is not None else np.zeros(len(values), dtype=bool)
-        for chosen, fill in ((~hollow, SERIES[line.role]), (hollow, "white")):
+        marked = line.may_be_marked()
+        for chosen, fill in ((marked & ~hollow, SERIES[line.role]), (marked & hollow, "white")):
             axis.plot(
                 line.steps[chosen], values[chosen], _SHAPE[line.marker], color=SERIES[line.role],
                 markerfacecolor=fill, markersize=3.5, linestyle="none",
@@ -191,7 +193,12 @@ def raster(panel: Raster) -> Figure:
         FigureCanvasAgg(figure)
         axis = figure.subplots()
         if panel.resolution is not None:
-            axis.axvspan(0, panel.resolution, label="checkpoint gap", **_WINDOW["gap"])
+            label = "checkpoint gap"
+            for first, last in panel.unresolved():
+                axis.fill_between(
+                    (0, panel.resolution), 0.5 - last, 0.5 - first, label=label, **_WINDOW["gap"]
+                )
+                label = "_nolegend_"
         for rule in panel.rules:
             points = [
                 (lead, -place)

@@ -28,6 +28,7 @@ from hnf_offline.report.series import (
     symbol,
 )
 from hnf_offline.report.text import clean, number, plural
+from hnf_offline.table import of_checkpoints
 
 if TYPE_CHECKING:
     import polars as pl
@@ -176,7 +177,7 @@ def checkpoint_steps(findings: Findings, profile: pl.DataFrame) -> tuple[float, 
         Steps, ascending.
     """
     listed = findings.run.get("checkpoint_steps")
-    steps = listed if isinstance(listed, list | tuple) else profile["step"].unique().to_list()
+    steps = listed if isinstance(listed, list | tuple) else of_checkpoints(profile)["step"].unique().to_list()
     return tuple(sorted(float(step) for step in steps))
 
 

@@ -15,6 +15,7 @@ from hnf_offline.report.key_picture import loss_strip, spike_marks, step_range
 from hnf_offline.report.series import logged, symbol, usual_gap
 from hnf_offline.report.stories import severity
 from hnf_offline.report.text import block, common_prefix, number, plural, shorten, times
+from hnf_offline.table import of_checkpoints
 
 if TYPE_CHECKING:
     import polars as pl
@@ -104,6 +105,7 @@ def layer_maps(
     Returns:
         Those of the three that were measured per layer.
     """
+    profile = of_checkpoints(profile)
     present = set(profile.filter(profile["layer"] != "")["quantity"].unique().to_list())
     chosen = [next((quantity for quantity in PREFERRED if quantity in present), None)]
     chosen.append("hessian.unstable_mass" if "hessian.unstable_mass" in present else None)
@@ -125,11 +127,12 @@ def layer_map(
     quantities: tuple[str, ...],
     name: str,
 ) -> LayerMap | None:
-    """Build one map.
+    """Build one map, of checkpoints alone: cells one step wide between them would only be dust.
 
     Returns:
         The map, None where nothing was measured per layer.
     """
+    profile = of_checkpoints(profile)
     raw = raw_grid(profile, quantities)
     if raw is None:
         return None
@@ -162,14 +165,14 @@ def layer_map(
 def raw_grid(
     profile: pl.DataFrame, quantities: tuple[str, ...]
 ) -> tuple[list[str], list[str], Array, Array, NDArray[np.bool_]] | None:
-    """Arrange the long table as layers (forward order) x steps.
+    """Arrange the long table as layers (forward order) x checkpoints.
 
     Returns:
         Layers, kinds, steps, values (NaN where absent) and certified; None where there is no row.
     """
     import polars as pl
 
-    rows = profile.filter(pl.col("quantity").is_in(quantities))
+    rows = of_checkpoints(profile).filter(pl.col("quantity").is_in(quantities))
     if len(quantities) == 1:
         rows = rows.filter(pl.col("layer") != "")
     if rows.height == 0:

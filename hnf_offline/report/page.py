@@ -21,7 +21,7 @@ from hnf_offline.report.pooling import pooled
 from hnf_offline.report.series import symbol
 from hnf_offline.report.stories import CAUSES, StoryPanel, recovery, severity, story_panels
 from hnf_offline.report.template import render
-from hnf_offline.report.text import loss, number, plural, shorten
+from hnf_offline.report.text import clean, loss, number, plural, shorten
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,6 +152,8 @@ def report_page(
         facts=findings.facts[:4],
         key_picture=None if built.key_picture is None else svg.chart(built.key_picture),
         missing=words.missing(run),
+        zoomed=[words.sentence(one) for one in words.zoomed(findings.zooms)],
+        zoom_rows=words.differences(findings.zooms),
         has_log=has_log,
         spike_rows=[_spike_row(story, findings) for story in built.stories],
         stories=[_story(story) for story in told],
@@ -195,6 +197,8 @@ def report_page(
             {
                 "action": words.sentence(one.action),
                 "because": words.sentence(one.because),
+                "tested": words.sentence(one.tested),
+                "policy": clean(one.policy),
                 "numbers": ", ".join(
                     f"{key.replace('_', ' ')} {number(value)}" for key, value in one.numbers.items()
                 ),

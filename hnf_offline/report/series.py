@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hnf_offline.report.chart import Array, Line
+from hnf_offline.table import of_checkpoints, one_source
 
 if TYPE_CHECKING:
     import polars as pl
@@ -65,23 +66,21 @@ def logged(run_log: pl.DataFrame | None, column: str) -> tuple[Array, Array]:
 
 
 def measured(profile: pl.DataFrame, quantity: str, layer: str = "") -> pl.DataFrame:
-    """Select one quantity of one layer, one row a step.
+    """Select one quantity of one layer, one row a step: the checkpoint's where it was zoomed as well.
 
     Returns:
         Columns of the long table, sorted by step.
     """
     import polars as pl
 
-    return (
-        profile
-        .filter((pl.col("quantity") == quantity) & (pl.col("layer") == layer))
-        .unique("step", keep="last", maintain_order=True)
-        .sort("step")
-    )
+    chosen = profile.filter((pl.col("quantity") == quantity) & (pl.col("layer") == layer))
+    return one_source(chosen).unique("step", keep="last", maintain_order=True).sort("step")
 
 
 def measured_line(profile: pl.DataFrame, quantity: str, layer: str, label: str, role: str) -> Line | None:
     """Make a line of one measured quantity, joined only between neighbouring checkpoints.
+
+    It goes through zoomed steps as well; markers are at checkpoints only.
 
     Returns:
         The line with its error bars, None where nothing was measured.
@@ -94,7 +93,8 @@ def measured_line(profile: pl.DataFrame, quantity: str, layer: str, label: str, 
     columns = rows.select(pl.col("step", "value", "low", "high").cast(pl.Float64))
     # One copy each: polars' own buffers are read-only views.
     steps, values, low, high = (columns[name].to_numpy().copy() for name in columns.columns)
-    gap = usual_gap(np.unique(profile["step"].to_numpy().astype(np.float64)))
+    gap = usual_gap(np.unique(of_checkpoints(profile)["step"].to_numpy().astype(np.float64)))
+    saved = of_checkpoints(rows)["step"].to_numpy()
     return Line(
         label,
         role,
@@ -105,6 +105,7 @@ def measured_line(profile: pl.DataFrame, quantity: str, layer: str, label: str, 
         high=high,
         hollow=~rows["certified"].fill_null(False).to_numpy(),
         reach=None if gap is None else 1.5 * gap,
+        marked=None if saved.size == rows.height else np.isin(steps, saved),
     )
 
 

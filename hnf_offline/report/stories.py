@@ -198,6 +198,7 @@ def _clipped(strip: Strip | None, start: float, stop: float) -> Strip | None:
     inside = (line.steps >= start) & (line.steps <= stop)
     if not inside.any():
         return None
+    marked = inside & line.may_be_marked()
     return series_strip(
         Line(
             label=line.label,
@@ -205,11 +206,12 @@ def _clipped(strip: Strip | None, start: float, stop: float) -> Strip | None:
             steps=line.steps[inside],
             values=line.values[inside],
             dash=line.dash,
-            marker="circle" if inside.sum() <= 60 and line.role == "alarm" else line.marker,
+            marker="circle" if marked.sum() <= 60 and line.role == "alarm" else line.marker,
             low=None if line.low is None else line.low[inside],
             high=None if line.high is None else line.high[inside],
             hollow=None if line.hollow is None else line.hollow[inside],
             reach=line.reach,
+            marked=None if line.marked is None else line.marked[inside],
         ),
         strip.label,
         height=strip.height,

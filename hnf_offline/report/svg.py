@@ -198,7 +198,8 @@ def _line(line: Line, strip: Strip, steps: Axis, values: Axis) -> list[str]:
     pieces = segments(line.steps, cut, line.reach, steps.low, steps.high, columns)
     drawn = [(np.clip(steps.pixels(x), steps.start, steps.stop), values.pixels(y)) for x, y in pieces]
     body = [element("path", d=path(drawn), class_=f"line {line.role} {line.dash}", data_label=label)]
-    inside = (line.steps >= steps.low) & (line.steps <= steps.high) & np.isfinite(cut)
+    shown = (line.steps >= steps.low) & (line.steps <= steps.high) & np.isfinite(cut)
+    inside = shown & line.may_be_marked()
     if line.low is not None and line.high is not None:
         body += _error_bars(line, inside, steps, values)
     if line.marker and inside.sum() <= 200:
@@ -210,7 +211,7 @@ def _line(line: Line, strip: Strip, steps: Axis, values: Axis) -> list[str]:
             )
             body += [element("path", d=marks, class_=f"{style} {line.role}")] if marks else []
     if strip.cap is not None:
-        body += _arrows(line, inside, strip.cap, steps, values)
+        body += _arrows(line, shown, strip.cap, steps, values)
     return body
 
 

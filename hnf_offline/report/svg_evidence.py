@@ -26,16 +26,17 @@ def raster(panel: Raster) -> Markup:
     body: list[str] = []
     if panel.resolution is not None:
         x = steps.pixel(min(panel.resolution, panel.window))
-        body.append(
-            element(
-                "rect",
-                x=x,
-                y=float(top),
-                width=steps.stop - x,
-                height=float(bottom - top),
-                class_="window gap",
+        for first, last in panel.unresolved():
+            body.append(
+                element(
+                    "rect",
+                    x=x,
+                    y=float(top + tall * first),
+                    width=steps.stop - x,
+                    height=float(tall * (last - first)),
+                    class_="window gap",
+                )
             )
-        )
         body.append(
             text(
                 steps.stop,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hnf_offline.findings import Findings, Spike, Story
 from hnf_offline.report import words
@@ -16,6 +17,8 @@ from hnf_offline.report.text import ascii_only, clean, loss, number, plural, sho
 __all__ = ["comparison_summary", "heat_map", "monitor_lines", "spikes_table", "summary"]
 
 MOST_LINES = 11
+#: Tested pieces of advice that are told; the page tells all.
+MOST_TESTED = 2
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
@@ -23,7 +26,7 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     """Sum the findings up: verdict, spikes with what came first, the facts, what is missing.
 
     Returns:
-        At most eleven lines of at most `width` columns.
+        At most eleven lines of at most `width` columns; a few more where advice was tested or a stretch zoomed.
     """
     width = max(width, 40)
     run = findings.run
@@ -32,7 +35,17 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     lines = [_cut(f"{clean(run.get('name', 'run'))}   {words.subtitle(run)}", width)]
     verdict = _wrap(f"{mark} {word}: {clean(findings.verdict.get('sentence', ''))}", width, 4)
     lines += [f"{_BOLD}{line}{_PLAIN}" if color else line for line in verdict]
+    retrained = _tested(findings, width)
+    lines += retrained
     tail = _facts(findings, width)
+    zoomed = words.zoomed(findings.zooms)
+    if zoomed:
+        told = _wrap(f"zoomed: {zoomed[0]}", width, 2)
+        if len(zoomed) > 1:
+            told.append(_cut(f"zoomed: {'; '.join(_short(zoom) for zoom in findings.zooms[1:])}", width))
+        retrained += told
+        tail += told
+    most = MOST_LINES + len(retrained)
     gone = words.missing(run)
     if gone:
         tail += _wrap(f"missing: {'; '.join(gone)}", width, 1)
@@ -42,9 +55,9 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     caveat = findings.verdict.get("caveat", "")
     if caveat:
         tail += _wrap(clean(caveat), width, 1)
-    lines += _spikes(findings, width, MOST_LINES - len(lines) - len(tail))
+    lines += _spikes(findings, width, most - len(lines) - len(tail))
     lines += tail
-    text = "\n".join(lines[:MOST_LINES])
+    text = "\n".join(lines[:most])
     return text if unicode else ascii_only(text)
 
 
@@ -79,6 +92,27 @@ def spikes_table(
         "  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows
     )
     return text if unicode else ascii_only(text)
+
+
+def _short(zoom: Mapping[str, Any]) -> str:
+    word = clean(zoom.get("word", "")).replace("_", " ")
+    return f"steps {number(zoom.get('start'))}–{number(zoom.get('stop'))} {word}"
+
+
+def _tested(findings: Findings, width: int) -> list[str]:
+    # The verdict ends with the advice for the worst spike; what testing it gave stands right below. Advice that
+    # is not in the verdict is named first.
+    tested = [one for one in findings.advice if one.tested]
+    said = findings.verdict.get("sentence", "").lower()
+    lines: list[str] = []
+    for one in tested[:MOST_TESTED]:
+        action = clean(one.action).partition(";")[0]
+        if action.lower() not in said:
+            lines.append(_cut(f"  {action}", width))
+        lines += _wrap(f"  {clean(one.tested)}", width, 2)
+    if len(tested) > MOST_TESTED:
+        lines.append(f"  {len(tested) - MOST_TESTED} more tested; see the report")
+    return lines
 
 
 def _spikes(findings: Findings, width: int, room: int) -> list[str]:

@@ -89,6 +89,47 @@ def replay_title(checks: Iterable[ReplayCheck]) -> str:
     return f"Checkpoints, batches and log do not all fit: {agreeing} of {plural(len(listed), 'replay')} agree"
 
 
+def zoomed(zooms: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Say which stretches were retrained step by step, and what S there is worth.
+
+    Returns:
+        One sentence each: "steps 140–151 retrained: exact (11 losses equal to 6e-7, weights at 150 equal): S is
+        measured at every step there".
+    """
+    said = []
+    for zoom in zooms:
+        steps = f"steps {number(zoom.get('start'))}–{number(zoom.get('stop'))}"
+        because = clean(zoom.get("because") or "").strip().rstrip(".")
+        word = str(zoom.get("word", ""))
+        if word == "not_reproducible":
+            because = f": {because}" if because else ""
+            said.append(f"{steps} could not be reproduced{because}. S there is known at checkpoints only.")
+            continue
+        because = f" ({because})" if because else ""
+        meaning = "S is measured at every step there."
+        if word != "exact":
+            meaning = "S at every step there is that of a run close to this one, not of this run itself."
+        said.append(f"{steps} retrained: {clean(word)}{because}: {meaning}")
+    return tuple(said)
+
+
+def differences(zooms: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Spell how far each retraining was from the run.
+
+    Returns:
+        Rows of a table: steps, verdict, largest difference of a loss and of a weight.
+    """
+    return [
+        {
+            "steps": f"{number(zoom.get('start'))}–{number(zoom.get('stop'))}",
+            "word": clean(zoom.get("word", "")).replace("_", " "),
+            "loss": number(zoom.get("loss_difference_max"), 2),
+            "weight": number(zoom.get("weight_difference_max"), 2),
+        }
+        for zoom in zooms
+    ]
+
+
 def health(run: Mapping[str, Any]) -> tuple[str, ...]:
     """Tell what was odd in the log and the files.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
+from hnf_offline.run.flat_tokens import flat_shape, read_spans
 from hnf_offline.run.formats.safetensors_file import read_header
 from hnf_offline.run.manifest import Manifest
 from hnf_offline.run.records import Batches
@@ -41,17 +42,19 @@ def find_batches(
     *,
     last_steps: Sequence[int] = (),
     first_logged_step: int | None = None,
+    full: bool = False,
 ) -> Batches | None:
     """Find the replay batches of a run directory.
 
-    Rows a step: what the file or run.toml says; else, where the number of rows is a multiple of the number of
-    steps trained, that multiple.
+    Rows a step: what run.toml or the file says; else all rows, where the run is known to train on full batches;
+    else, where the number of rows is a multiple of the number of steps trained, that multiple.
 
     Args:
         path: the run directory.
         manifest: its run.toml.
         last_steps: the last logged step and the last checkpoint's, for the rows a step.
         first_logged_step: 0 where the log counts from 0.
+        full: whether the run's own settings say that every step trains on all rows.
 
     Returns:
         The batches, None where there are none.
@@ -62,7 +65,17 @@ def find_batches(
     manifest = manifest or Manifest()
     if manifest.batch_file is not None:
         return describe(
-            manifest.batch_file, manifest, last_steps=last_steps, first_logged_step=first_logged_step
+            manifest.batch_file,
+            manifest,
+            last_steps=last_steps,
+            first_logged_step=first_logged_step,
+            full=full,
+        )
+    if manifest.starts is not None:
+        raise InputError(
+            "[batches] starts are places in a flat token file, and no file is named",
+            path=manifest.path,
+            remedy='add file = "train.bin"',
         )
     if not path.is_dir():
         return None
@@ -75,7 +88,9 @@ def find_batches(
     ]
     for file in sorted(files, key=_unlikely):
         try:
-            return describe(file, manifest, last_steps=last_steps, first_logged_step=first_logged_step)
+            return describe(
+                file, manifest, last_steps=last_steps, first_logged_step=first_logged_step, full=full
+            )
         except InputError:
             # Weights and other arrays have these suffixes too; only a named file has to hold batches.
             continue
@@ -88,14 +103,16 @@ def describe(
     *,
     last_steps: Sequence[int] = (),
     first_logged_step: int | None = None,
+    full: bool = False,
 ) -> Batches:
     """Describe one file of batches from its headers.
 
     Args:
         file: a .safetensors or .npz file, or a flat uint16 .bin where the manifest gives its row length.
-        manifest: names of the arrays and rows a step.
+        manifest: names of the arrays, rows a step, and where the rows of a flat file begin.
         last_steps: steps the rows may divide into.
         first_logged_step: 0 where the log counts from 0.
+        full: whether the run's own settings say that every step trains on all rows.
 
     Returns:
         The batches.
@@ -107,8 +124,14 @@ def describe(
     names: Mapping[str, _Array] = {}
     labels: str | None
     if file.suffix == ".bin":
-        shape: tuple[int, ...] = _flat_shape(file, manifest)
+        shape: tuple[int, ...] = flat_shape(file, manifest)
         tokens, labels = "", None
+    elif manifest.starts is not None:
+        raise InputError(
+            "has rows of its own, so [batches] starts mean nothing in it",
+            path=file,
+            remedy="name the flat token file (.bin), or remove starts",
+        )
     else:
         names = _arrays(file)
         found = _name(names, manifest.tokens, _TOKENS, file)
@@ -132,20 +155,44 @@ def describe(
             path=file,
             remedy=_REMEDY,
         )
-    steps = _steps(file, names, manifest, rows)
+    if manifest.aligned and (labels is None or math.prod(names[labels].shape) != rows * length):
+        raise InputError(
+            "has no label for every token, so aligned = true means nothing in it",
+            path=file,
+            remedy="name the array with [batches] labels, or remove aligned",
+        )
+    steps = None if manifest.every_step else _steps(file, names, manifest, rows)
     per_step, first = _rows_per_step(shape, rows, manifest, last_steps, first_logged_step)
-    return Batches(file, tokens, labels, rows, length, None if steps else per_step, first, steps)
+    every_step = manifest.every_step or (full and steps is None and manifest.batch_steps is None)
+    if every_step:
+        per_step = rows
+    return Batches(
+        file,
+        tokens,
+        labels,
+        rows,
+        length,
+        None if steps else per_step,
+        first,
+        steps,
+        starts=manifest.starts,
+        aligned=manifest.aligned,
+        every_step=every_step,
+    )
 
 
 def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Load some rows.
+
+    Labels one longer than the tokens mean that position t predicts labels[t + 1]: no last position is lost.
 
     Args:
         batches: the file.
         rows: row numbers, in the order wanted.
 
     Returns:
-        Tokens i64 [n, length]; labels i64 [n, length] or [n], None where the labels are the tokens.
+        Tokens i64 [n, length]; labels i64 [n, length], [n] (one a row) or [n, length + 1] (every position
+        predicts), None where the labels are the tokens.
 
     Raises:
         InputError: when a row is not in the file.
@@ -156,12 +203,17 @@ def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | N
     outside = [row for row in wanted if not 0 <= row < batches.rows]
     if outside:
         raise InputError(f"has no row {outside[0]}: it has {batches.rows}", path=batches.path)
+    if batches.starts is not None:
+        spans = torch.from_numpy(read_spans(batches, wanted))
+        return spans[:, :-1].contiguous(), spans
     tokens = _read_rows(batches, batches.tokens, wanted).reshape(len(wanted), batches.length)
     if tokens.size and int(tokens.min()) < 0:
         raise InputError("holds negative tokens", path=batches.path, remedy=_REMEDY)
     labels = None
     if batches.labels is not None:
         read = _read_rows(batches, batches.labels, wanted)
+        if batches.aligned:
+            read = _shifted(read.reshape(len(wanted), batches.length))
         labels = torch.from_numpy(read.reshape(len(wanted)) if read.size == len(wanted) else read)
     return torch.from_numpy(tokens), labels
 
@@ -219,19 +271,6 @@ def _name(names: Mapping[str, _Array], wanted: str | None, usual: Sequence[str],
     return next((name for name in usual if name in names), None)
 
 
-def _flat_shape(file: Path, manifest: Manifest) -> tuple[int, int]:
-    if manifest.length is None:
-        raise InputError(
-            "is a flat token file without row length",
-            path=file,
-            remedy="add [batches] length = ... to run.toml",
-        )
-    rows = file.stat().st_size // 2 // manifest.length
-    if rows == 0:
-        raise InputError(f"is shorter than one row of {manifest.length} tokens", path=file)
-    return rows, manifest.length
-
-
 def _steps(file: Path, names: Mapping[str, _Array], manifest: Manifest, rows: int) -> tuple[int, ...] | None:
     steps: tuple[int, ...] | None = None
     if isinstance(manifest.batch_steps, tuple):
@@ -282,6 +321,16 @@ def _read_rows(batches: Batches, name: str, rows: Sequence[int]) -> np.ndarray[A
         return _read_slices(file, name, rows, batches.rows)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
         raise InputError(f"its array {name!r} cannot be read ({error})", path=file, remedy=_REMEDY) from error
+
+
+def _shifted(labels: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # Targets in place -> one longer, so that position t predicts labels[t + 1]; nothing predicts the first.
+    import numpy as np
+
+    from hnf_offline.run.model.loss import IGNORED
+
+    # nanoGPT ignores -1 where transformers ignores -100; neither is a token.
+    return np.pad(np.where(labels == -1, IGNORED, labels), ((0, 0), (1, 0)), constant_values=IGNORED)
 
 
 def _read_member(

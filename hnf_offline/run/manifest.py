@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from hnf_offline.errors import InputError, UsageError
-from hnf_offline.run.paths import inside
+from hnf_offline.run.paths import beside, inside
 from hnf_offline.run.records import OptimizerSettings
 
 NAME = "run.toml"
 
 #: Section -> key -> what its value has to be.
 KEYS: Mapping[str, Mapping[str, str]] = {
-    "model": {"kind": "text", "factory": "text", "config": "text"},
+    "model": {"kind": "text", "factory": "text", "config": "text", "settings": "table"},
     "checkpoints": {"glob": "text"},
     "log": {"files": "texts", "columns": "columns"},
-    "batches": {"file": "text", "tokens": "text", "labels": "text", "steps": "steps", "length": "count"},
+    "batches": {
+        "file": "text",
+        "tokens": "text",
+        "labels": "text",
+        "aligned": "flag",
+        "steps": "steps",
+        "length": "count",
+        "starts": "text",
+    },
     "optimizer": {
         "kind": "text",
         "lr": "number",
@@ -28,12 +36,18 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "eps": "number",
         "momentum": "number",
         "nesterov": "flag",
+        "weight_decay": "number",
+        "max_grad_norm": "number",
+        "accumulation": "count",
+        "precision": "text",
     },
     "resume": {"steps": "integers"},
 }
 
 MODEL_KINDS = ("hf", "gpt", "factory")
 OPTIMIZER_KINDS = ("adam", "adamw", "sgd", "other")
+PRECISIONS = ("float32", "bfloat16", "float16")
+EVERY_STEP = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +59,18 @@ class Manifest:
         model_kind: "hf", "gpt" or "factory".
         factory: `package.module:function`.
         model_config: the model's configuration file.
+        model_settings: the model's configuration itself, in place of a file.
         checkpoint_glob: pattern of the checkpoints, relative to the run.
         log_files: the files of the training log.
         columns: our column name -> name in the log.
         batch_file: file of the replay batches.
         tokens: name of the token array.
         labels: name of the label array.
+        aligned: whether labels[t] is the target of position t itself.
         batch_steps: rows a step, or the step of each row.
+        every_step: whether all rows are the batch of every step.
         length: tokens a row, for flat token files.
+        starts: file of the places in a flat token file where rows begin.
         optimizer: optimizer settings that win over the saved state.
         resume_steps: steps at which training was resumed.
     """
@@ -61,14 +79,18 @@ class Manifest:
     model_kind: str | None = None
     factory: str | None = None
     model_config: Path | None = None
+    model_settings: Mapping[str, Any] | None = None
     checkpoint_glob: str | None = None
     log_files: tuple[Path, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     batch_file: Path | None = None
     tokens: str | None = None
     labels: str | None = None
+    aligned: bool = False
     batch_steps: int | tuple[int, ...] | None = None
+    every_step: bool = False
     length: int | None = None
+    starts: Path | None = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     resume_steps: tuple[int, ...] = ()
 
@@ -76,15 +98,18 @@ class Manifest:
 def read_manifest(run: Path, path: Path | None = None) -> Manifest:
     """Read the run.toml of a run, or another file in its place.
 
+    A run.toml came with the run, so its paths stay inside of it. A file that the user names is the user's own:
+    its paths lead anywhere, and are looked for beside it first, then in the run.
+
     Args:
-        run: the run directory; paths in the file are relative to it.
+        run: the run directory.
         path: a manifest to read instead of `run / "run.toml"`.
 
     Returns:
         Its settings; empty where there is no such file and none was named.
 
     Raises:
-        InputError: when the file cannot be read or a path in it leaves the run.
+        InputError: when the file cannot be read, or a path in it is not there or leaves the run.
         UsageError: when a key is unknown or a value has the wrong type.
     """
     file = run / NAME if path is None else path
@@ -101,35 +126,44 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
     model, batches, optimizer = (content.get(name, {}) for name in ("model", "batches", "optimizer"))
     _one_of(model.get("kind"), MODEL_KINDS, "[model] kind", file)
     _one_of(optimizer.get("kind"), OPTIMIZER_KINDS, "[optimizer] kind", file)
+    _one_of(optimizer.get("precision"), PRECISIONS, "[optimizer] precision", file)
     if model.get("kind") == "factory" and "factory" not in model:
         raise UsageError(
             '[model] kind = "factory" needs a factory',
             path=file,
             remedy='add factory = "package.module:function"',
         )
+    if "settings" in model and "config" in model:
+        raise UsageError("[model] has both config and settings", path=file, remedy="remove one of them")
     files = content.get("log", {}).get("files", ())
     steps = batches.get("steps")
     betas = optimizer.get("betas")
 
+    def there(name: str) -> Path:
+        if path is None:
+            return _existing(inside(run, name, named_by=file), file)
+        return beside((file.parent, run), name, named_by=file)
+
     def located(name: str | None) -> Path | None:
-        return None if name is None else _existing(inside(run, name, named_by=file), file)
+        return None if name is None else there(name)
 
     return Manifest(
         path=file,
         model_kind=model.get("kind", "factory" if "factory" in model else None),
         factory=model.get("factory"),
         model_config=located(model.get("config")),
+        model_settings=model.get("settings"),
         checkpoint_glob=_safe_glob(content.get("checkpoints", {}).get("glob"), file),
-        log_files=tuple(
-            _existing(inside(run, name, named_by=file), file)
-            for name in ([files] if isinstance(files, str) else files)
-        ),
+        log_files=tuple(there(name) for name in ([files] if isinstance(files, str) else files)),
         columns=content.get("log", {}).get("columns", {}),
         batch_file=located(batches.get("file")),
         tokens=batches.get("tokens"),
         labels=batches.get("labels"),
-        batch_steps=tuple(steps) if isinstance(steps, list) else steps,
+        aligned=batches.get("aligned", False),
+        batch_steps=tuple(steps) if isinstance(steps, list) else None if steps == EVERY_STEP else steps,
+        every_step=steps == EVERY_STEP,
         length=batches.get("length"),
+        starts=located(batches.get("starts")),
         optimizer=OptimizerSettings(
             kind=optimizer.get("kind"),
             learning_rate=_float(optimizer.get("lr")),
@@ -137,6 +171,10 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
             eps=_float(optimizer.get("eps")),
             momentum=_float(optimizer.get("momentum")),
             nesterov=optimizer.get("nesterov"),
+            weight_decay=_float(optimizer.get("weight_decay")),
+            max_grad_norm=_float(optimizer.get("max_grad_norm")),
+            accumulation=optimizer.get("accumulation"),
+            precision=optimizer.get("precision"),
         ),
         resume_steps=tuple(sorted(content.get("resume", {}).get("steps", ()))),
     )
@@ -184,6 +222,7 @@ _CHECKS: Mapping[str, tuple[str, Any]] = {
         'a table such as { loss = "train/loss" }',
         lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     ),
+    "table": ("a table of its own: [model.settings]", lambda value: isinstance(value, dict) and value != {}),
     "number": ("a number", _is_number),
     "count": ("a whole number above 0", _is_count),
     "pair": (
@@ -193,8 +232,8 @@ _CHECKS: Mapping[str, tuple[str, Any]] = {
     "flag": ("true or false", lambda value: isinstance(value, bool)),
     "integers": ("a list of steps", _are_integers),
     "steps": (
-        "the number of rows a step, or a list with the step of each row",
-        lambda value: _is_count(value) or _are_integers(value),
+        'the number of rows a step, a list with the step of each row, or "all"',
+        lambda value: value == EVERY_STEP or _is_count(value) or _are_integers(value),
     ),
 }
 

@@ -15,7 +15,11 @@ from hnf_offline.run.formats.safetensors_folder import is_recording
 from hnf_offline.run.logs import format_of, read_log
 from hnf_offline.run.logs.find import find_logs
 from hnf_offline.run.manifest import Manifest, read_manifest
+from hnf_offline.run.random_states import RandomStates, find_random_states
 from hnf_offline.run.records import Batches, Checkpoint, Log, Missing, ModelSource, Run, Skipped
+
+#: nanoGPT's words for a model (karpathy/nanoGPT@3adf61e model.py, GPTConfig); only its models have all five.
+_GPT_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 
 _REMEDY = "point at the folder that holds the checkpoints or the log, or name them in a run.toml there"
 
@@ -63,8 +67,9 @@ def open_run(path: Path | str, manifest: Path | str | None = None) -> Run:
         raise InputError("holds no checkpoint and no log of a known format", path=path, remedy=_REMEDY)
 
     sections, section_file = _sections(path, checkpoints, skipped)
-    model = _model(said, sections, section_file)
-    batches = _batches(path, said, checkpoints, log)
+    model = _model(path, said, sections, section_file)
+    batches = _batches(path, said, sections, checkpoints, log)
+    random_states = _random_states(path, skipped)
     return Run(
         path=path,
         name=path.name or path.resolve().name,
@@ -77,6 +82,7 @@ def open_run(path: Path | str, manifest: Path | str | None = None) -> Run:
         configuration=configuration(path, sections),
         skipped=tuple(skipped),
         missing=tuple(_missing(checkpoints, log, batches, model)),
+        random_states=random_states,
     )
 
 
@@ -123,9 +129,28 @@ def _sections(
     return sections, file
 
 
-def _model(said: Manifest, sections: Mapping[str, Any], section_file: Path | None) -> ModelSource | None:
+def _nanogpt_model(
+    path: Path, config: Mapping[str, Any], file: Path | None
+) -> tuple[Mapping[str, Any], Path | None] | None:
+    # What a configuration without the name of a model describes, if it has all five of nanoGPT's sizes.
+    for described, source in (
+        (config, file),
+        *((read_json(path / name), path / name) for name in ("config.json", "RUN.json", "run.json")),
+    ):
+        if "model_type" not in described and all(type(described.get(key)) is int for key in _GPT_SIZES):
+            return {"model_type": "gpt", "norm": "pre", **described}, source
+    return None
+
+
+def _model(
+    path: Path, said: Manifest, sections: Mapping[str, Any], section_file: Path | None
+) -> ModelSource | None:
     file = said.model_config or section_file
     config: Mapping[str, Any] = sections.get("model") or {}
+    if not is_recording(read_json(path / "config.json")) and "model_type" not in config:
+        config, file = _nanogpt_model(path, config, file) or (config, file)
+    if said.model_settings is not None:
+        config, file = said.model_settings, said.path
     if said.model_config is not None:
         config = read_json(said.model_config)
         if is_recording(config):
@@ -141,21 +166,42 @@ def _model(said: Manifest, sections: Mapping[str, Any], section_file: Path | Non
             raise InputError(
                 f'[model] kind = "{said.model_kind}" has no configuration',
                 path=said.path,
-                remedy='add config = "config.json"',
+                remedy='add config = "config.json", or its keys as [model.settings]',
             )
         return None
     kind = said.model_kind or (
         "gpt" if config.get("model_type") == "gpt" else "hf" if "model_type" in config else None
     )
+    if kind is None and said.model_settings is not None:
+        raise InputError(
+            "[model.settings] do not say what they describe",
+            path=said.path,
+            remedy='add kind = "gpt", "hf" or "factory" to [model]',
+        )
     return None if kind is None else ModelSource(kind, dict(config), file)
 
 
-def _batches(path: Path, said: Manifest, checkpoints: list[Checkpoint], log: Log | None) -> Batches | None:
+def _batches(
+    path: Path, said: Manifest, sections: Mapping[str, Any], checkpoints: list[Checkpoint], log: Log | None
+) -> Batches | None:
     logged = [] if log is None or not log.rows.height else [int(log.rows["step"][-1])]
     first = None if log is None or not log.rows.height else int(log.rows["step"][0])
+    recorded = path.is_dir() and is_recording(read_json(path / "config.json"))
     return find_batches(
-        path, said, last_steps=[*logged, *(c.step for c in checkpoints[-1:])], first_logged_step=first
+        path,
+        said,
+        last_steps=[*logged, *(c.step for c in checkpoints[-1:])],
+        first_logged_step=first,
+        full=recorded and sections.get("training", {}).get("batch") == "full",
     )
+
+
+def _random_states(path: Path, skipped: list[Skipped]) -> RandomStates | None:
+    try:
+        return find_random_states(path)
+    except InputError as error:
+        skipped.append(Skipped(error.path or path, error.reason, error.remedy or ""))
+        return None
 
 
 def _missing(

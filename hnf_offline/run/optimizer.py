@@ -116,13 +116,7 @@ def match_optimizer(
         AmbiguousOptimizerError: when the state fits the parameters in no way or in more than one.
     """
     shapes = dict(named_parameters)
-    if raw.names:
-        position_of: dict[str, int | str] = _match_names(raw, shapes, path)
-    else:
-        positions = [[int(p) for p in group.get("params", ())] for group in raw.groups]
-        saved = {int(key): _shape(state) for key, state in raw.state.items()}
-        position_of = dict(assign_positions(positions, saved, named_parameters, path))
-
+    position_of = keys_of_parameters(raw, named_parameters, path)
     group_of = {key: group for group in raw.groups for key in group.get("params", ())}
     parameters: dict[str, ParameterState] = {}
     for name, _ in named_parameters:
@@ -131,6 +125,26 @@ def match_optimizer(
             parameters[name] = _parameter_state(raw.state.get(key, {}), group_of.get(key, {}), settings)
     _check_shapes(parameters, shapes, path)
     return OptimizerState(settings.kind or optimizer_kind(raw), parameters)
+
+
+def keys_of_parameters(
+    raw: RawOptimizer, named_parameters: Sequence[tuple[str, tuple[int, ...]]], path: Path
+) -> dict[str, int | str]:
+    """Find the key of each parameter's state: its saved name, or its place by group, order and shape.
+
+    Args:
+        raw: the state as saved.
+        named_parameters: (name, shape) in `module.named_parameters()` order, tied ones once.
+        path: the file, for error messages.
+
+    Returns:
+        Parameter name -> key of `raw.state`; parameters the optimizer does not update are left out.
+    """
+    if raw.names:
+        return _match_names(raw, dict(named_parameters), path)
+    positions = [[int(p) for p in group.get("params", ())] for group in raw.groups]
+    saved = {int(key): _shape(state) for key, state in raw.state.items()}
+    return dict(assign_positions(positions, saved, named_parameters, path))
 
 
 def optimizer_kind(raw: RawOptimizer) -> str:

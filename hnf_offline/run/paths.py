@@ -1,7 +1,8 @@
-"""Paths that files name: they stay inside the folder they belong to."""
+"""Paths that files name: inside the folder they belong to, or anywhere where the user named the file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hnf_offline.errors import InputError
@@ -34,3 +35,30 @@ def inside(folder: Path, name: str, *, named_by: Path) -> Path:
             remedy="copy the files into the folder (cp -rL follows links) and name them relative to it",
         )
     return folder / name
+
+
+def beside(folders: Sequence[Path], name: str, *, named_by: Path) -> Path:
+    """Find a path that a user's own file names: absolute, or in the first of some folders that has it.
+
+    Args:
+        folders: where to look, in order.
+        name: the path as the file spells it.
+        named_by: the file that names it, for the error message.
+
+    Returns:
+        The path of something that exists.
+
+    Raises:
+        InputError: when there is no such file in any of the folders.
+    """
+    for folder in folders:
+        try:
+            if (folder / name).exists():
+                return folder / name
+        except (OSError, ValueError):
+            break
+    raise InputError(
+        f"it names {name!r}, which is not there (looked in {' and '.join(map(str, dict.fromkeys(folders)))})",
+        path=named_by,
+        remedy="mend the name, or give the whole path",
+    )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import polars as pl
 
+    from hnf_offline.run.random_states import RandomStates
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -75,6 +77,10 @@ class Batches:
         rows_per_step: sequences of one optimizer step when the file holds the training batches in order.
         first_step: the step whose batch is rows 0..rows_per_step-1.
         steps: the step of each row where the file says so; wins over `rows_per_step`.
+        starts: file of the place in a flat token file where each row begins; a row's labels then end one token
+            after its tokens.
+        aligned: whether labels[t] in the file is the target of position t itself (as nanoGPT's y), not of t - 1.
+        every_step: whether all rows are the batch of every step (full-batch training).
     """
 
     path: Path
@@ -85,6 +91,9 @@ class Batches:
     rows_per_step: int | None = None
     first_step: int = 1
     steps: tuple[int, ...] | None = None
+    starts: Path | None = None
+    aligned: bool = False
+    every_step: bool = False
 
     def rows_of_step(self, step: int) -> range | tuple[int, ...]:
         """Which rows were the batch of an optimizer step.
@@ -92,6 +101,8 @@ class Batches:
         Returns:
             Row numbers, empty where the file does not say or does not hold them.
         """
+        if self.every_step:
+            return range(self.rows)
         if self.steps is not None:
             return tuple(row for row, of in enumerate(self.steps) if of == step)
         if self.rows_per_step is None:
@@ -120,7 +131,20 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """What `run.toml` says about the optimizer; None where it says nothing and the saved state decides."""
+    """What `run.toml` says about the optimizer; None where it says nothing and the saved state decides.
+
+    Attributes:
+        kind: "adam", "adamw", "sgd" or "other".
+        learning_rate: of the next update.
+        betas: decays of the two moments.
+        eps: added to the root of the second moment.
+        momentum: decay of SGD's momentum buffer.
+        nesterov: whether SGD looks ahead.
+        weight_decay: decay coefficient; used by retraining.
+        max_grad_norm: bound on the global gradient norm before an update; used by retraining.
+        accumulation: batches whose gradients made one update; used by retraining.
+        precision: "float32", "bfloat16" or "float16" of forward and backward passes; used by retraining.
+    """
 
     kind: str | None = None
     learning_rate: float | None = None
@@ -128,6 +152,10 @@ class OptimizerSettings:
     eps: float | None = None
     momentum: float | None = None
     nesterov: bool | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    accumulation: int | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +199,7 @@ class Run:
         configuration: every hyper-parameter found, flattened ("optimizer.learning_rate" -> 0.01).
         skipped: files and lines passed over.
         missing: what is not there and what that costs.
+        random_states: recorded generator states, None where there are none.
     """
 
     path: Path
@@ -184,6 +213,7 @@ class Run:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     missing: tuple[Missing, ...] = ()
+    random_states: RandomStates | None = None
 
     @property
     def gap(self) -> int | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from hnf_offline import cli
 from hnf_offline.progress import printable
 
 
@@ -130,7 +129,7 @@ def test_an_unexpected_error_is_one_line_and_the_traceback_on_demand(
     def broken(*_: object) -> None:
         raise RuntimeError("the sky fell\nsecond line")
 
-    monkeypatch.setattr(cli, "open_input", broken)
+    monkeypatch.setattr("hnf_offline.cli.report.open_input", broken)
     one_line(hnf("report", tiny_run), "internal error: RuntimeError: the sky fell", "HNF_DEBUG=1")
     monkeypatch.setenv("HNF_DEBUG", "1")
     assert "Traceback" in hnf("report", tiny_run).err
@@ -141,7 +140,7 @@ def test_interrupted_says_what_is_kept_and_goes_on(
 ) -> None:
     from hnf_offline.profile import run as profiling
 
-    measure = profiling.measure
+    measure = profiling.measure_in_memory
     calls = []
 
     def third_time_unlucky(*arguments: Any) -> Any:
@@ -150,7 +149,7 @@ def test_interrupted_says_what_is_kept_and_goes_on(
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(profiling, "measure", third_time_unlucky)
+    monkeypatch.setattr(profiling, "measure_in_memory", third_time_unlucky)
     said = hnf("profile", tiny_run, "--tier", "forward")
     assert said.code == 130
     assert said.err.splitlines()[-1] == "hnf: stopped at 2/4, kept; run again to go on"

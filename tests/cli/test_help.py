@@ -18,7 +18,7 @@ HEAVY = ("torch", "matplotlib", "polars", "transformers", "numpy", "scipy")
 
 
 def test_every_promised_verb_is_there() -> None:
-    assert VERBS == ["diff", "monitor", "profile", "quantities", "report", "spikes"]
+    assert VERBS == ["diff", "monitor", "profile", "quantities", "report", "spikes", "whatif", "zoom"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -65,7 +65,7 @@ def test_version(hnf: Any) -> None:
         (["repot"], "Did you mean 'report'?"),
         (["report", "--tierr", "full"], "--tier"),
         (["report"], "Missing argument 'RUN'"),
-        (["report", ".", "--tier", "everything"], "'forward', 'gradient', 'curvature'"),
+        (["report", ".", "--tier", "everything"], "'forward', 'gradient', 'stability', 'curvature'"),
         (["report", ".", "--every", "0"], "'--every'"),
         (["quantities", "hessian.stability"], "did you mean hessian.stability_ratio"),
         (["quantities", "replay.loss", "--tier", "curvature"], "in tier curvature"),

@@ -88,3 +88,15 @@ def test_events_and_the_cache_are_told_and_quiet_tells_nothing(capsys: pytest.Ca
         tell(progress)
     assert capsys.readouterr().err == ""
     assert tell.last is progress
+
+
+def test_another_piece_of_work_is_told_from_its_own_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter("zoom", "stability", unit="step") as tell:
+        tell(Progress(10, 1, 1, 0, 100.0))
+        for done in (1, 2):
+            tell(Progress(140 + done, done, 10, 0, 2.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "zoom 1/1 step 10 stability 100.0 s/step ETA 0:00",
+        "zoom 1/10 step 141 stability 2.0 s/step ETA 0:18",
+        "zoom 2/10 step 142 stability 2.0 s/step ETA 0:16",
+    ]

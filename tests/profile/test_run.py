@@ -17,6 +17,7 @@ from polars.testing import assert_frame_equal
 
 from hnf_offline.errors import InputError, UsageError
 from hnf_offline.profile import ProfileSettings, plan, profile_run
+from hnf_offline.profile import measure as measuring
 from hnf_offline.profile import run as profiling
 from hnf_offline.profile.measure import measure
 from hnf_offline.profile.session import check_settings, choose_device
@@ -318,7 +319,7 @@ def test_when_memory_runs_out_fewer_rows_are_tried(
 
     settings = replace(GRADIENT, rows=16, last_step=4)
     calm = profile_run(open_run(tiny), settings, tmp_path / "calm").table
-    monkeypatch.setattr(profiling, "measure", hungry)
+    monkeypatch.setattr(measuring, "measure", hungry)
     table = profile_run(open_run(tiny), settings, tmp_path / "out").table
     assert tried == [(16, True), (8, False), (4, False), (2, False)]
     norms = at(table, 4, "gradient.norm")["value"].to_list()
@@ -333,7 +334,7 @@ def test_where_not_even_a_row_fits_the_remedy_is_told(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return measure(subject, settings)
 
-    monkeypatch.setattr(profiling, "measure", too_much)
+    monkeypatch.setattr(measuring, "measure", too_much)
     profile = profile_run(open_run(tiny), FORWARD, tmp_path / "out")
     ((path, reason, remedy),) = profile.skipped
     assert path.name == "step-000008" and "one row does not fit" in reason and "--device cpu" in remedy

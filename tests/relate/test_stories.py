@@ -103,7 +103,7 @@ def test_a_lead_below_the_checkpoint_gap_is_never_a_number() -> None:
     assert "7 steps" not in told.sentence
     assert lead_text(None, 10) == "none"
     assert lead_text(10, 10) == "10 steps"
-    assert lead_text(1, 1, logged=True) == "1 step"
+    assert lead_text(1, 1, "log") == "1 step"
 
 
 def test_a_bad_batch_is_told_as_one() -> None:

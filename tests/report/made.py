@@ -242,6 +242,7 @@ def large_run(layers: int = 400, checkpoints: int = 500) -> Made:
                     "high": [None] * (layers * checkpoints),
                     "certified": rng.random(layers * checkpoints) > 0.05,
                     "batch": ["replay"] * (layers * checkpoints),
+                    "source": ["checkpoint"] * (layers * checkpoints),
                 },
                 schema=schema(),
             )

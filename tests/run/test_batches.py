@@ -16,6 +16,7 @@ LABELS = np.arange(24).astype(np.int32)
 
 
 def stored(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     if path.suffix == ".safetensors":
         save_file(arrays, path)
     else:
@@ -76,6 +77,40 @@ def test_flat_tokens_need_a_row_length(tmp_path: Path) -> None:
         list(range(10, 15)),
         list(range(15, 20)),
     ]
+
+
+def test_labels_in_their_own_place_lose_no_position(tmp_path: Path) -> None:
+    targets = TOKENS.astype(np.int64) + 1
+    targets[3, 2] = -1  # nanoGPT's mark for a position that does not count
+    for name in ("b.npz", "b.safetensors"):
+        file = stored(tmp_path / name, {"x": TOKENS, "y": targets})
+        batches = describe(file, Manifest(batch_file=file, tokens="x", labels="y", aligned=True))
+        tokens, labels = load_rows(batches, [3, 0])
+        assert labels is not None and tokens.shape == (2, 5) and labels.shape == (2, 6)
+        assert labels[1].tolist() == [-100, *targets[0].tolist()]
+        assert labels[0].tolist() == [-100, *targets[3, :2].tolist(), -100, *targets[3, 3:].tolist()]
+
+
+@pytest.mark.parametrize("arrays", [{"tokens": TOKENS}, {"tokens": TOKENS, "labels": LABELS}])
+def test_labels_of_rows_have_no_place(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    file = stored(tmp_path / "b.npz", arrays)
+    with pytest.raises(InputError, match="no label for every token"):
+        describe(file, Manifest(batch_file=file, aligned=True))
+
+
+def test_full_batches_are_the_batch_of_every_step(tmp_path: Path) -> None:
+    file = stored(tmp_path / "batches.npz", {"tokens": TOKENS, "steps": LABELS})
+    plain = stored(tmp_path / "plain" / "batches.npz", {"tokens": TOKENS})
+    for batches in (
+        describe(plain, full=True),
+        find_batches(plain.parent, full=True, last_steps=[12]),
+        describe(file, Manifest(batch_file=file, every_step=True)),
+    ):
+        assert batches is not None and batches.every_step and batches.rows_per_step == 24
+        assert list(batches.rows_of_step(1)) == list(batches.rows_of_step(977)) == list(range(24))
+    # What the file or the user says of its steps wins over what the run says of its training.
+    assert not describe(file, full=True).every_step
+    assert not describe(plain, Manifest(batch_file=plain, batch_steps=2), full=True).every_step
 
 
 def test_weights_are_not_batches(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hnf_offline.errors import InputError
 from hnf_offline.run import load_optimizer, load_rows, match_optimizer, open_run
@@ -120,7 +121,7 @@ def test_the_final_model_beside_checkpoints_is_not_step_zero(tmp_path: Path, mak
 def test_a_checkpoint_of_an_unknown_layout_is_reported(tmp_path: Path, make: Any) -> None:
     make.log(tmp_path / "log.jsonl", 5)
     (tmp_path / "step-20").mkdir()
-    (tmp_path / "step-20" / "__0_0.distcp").write_bytes(b"x")
+    (tmp_path / "step-20" / "mp_rank_00.pth").write_bytes(b"x")
     run = open_run(tmp_path)
     assert [skipped.path for skipped in run.skipped] == [tmp_path / "step-20"]
 
@@ -178,7 +179,50 @@ def test_a_missing_shard_is_named(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_distributed_checkpoints_are_reported_and_the_log_read(data: Path) -> None:
+def test_a_distributed_run_without_a_manifest_lacks_only_its_batches(data: Path) -> None:
     run = open_run(data / "runs" / "dcp_fsdp2_nanogpt")
     assert run.log is not None and round(dict(run.log.rows.select("step", "loss").iter_rows())[78], 2) == 3.99
-    assert len(run.skipped) == 6
+    assert len(run.checkpoints) == 6 and run.skipped == ()
+    assert run.model is not None and (run.model.kind, run.model.config["bias"]) == ("gpt", False)
+    assert [missing.what for missing in run.missing] == ["no batches"]
+
+
+SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 4, "block_size": 3, "vocab_size": 7}
+
+
+@pytest.mark.parametrize("name", ["config.json", "RUN.json"])
+def test_five_sizes_beside_the_checkpoints_are_a_nanogpt_model(tmp_path: Path, make: Any, name: str) -> None:
+    make.weights(tmp_path / "step-5")
+    (tmp_path / name).write_text(json.dumps({**SIZES, "dropout": 0.1, "note": "mine"}))
+    run = open_run(tmp_path)
+    assert run.model is not None and run.model.kind == "gpt"
+    assert run.model.config.items() >= {"norm": "pre", "dropout": 0.1, **SIZES}.items()
+    assert run.model.config_file == tmp_path / name
+    for key in SIZES:
+        # Four of them, or words for numbers, describe nobody knows what.
+        (tmp_path / name).write_text(json.dumps({**SIZES, key: "7"}))
+        assert open_run(tmp_path).model is None
+
+
+def test_sizes_in_a_recording_are_the_users_own_words(recording: Path) -> None:
+    config = json.loads((recording / "config.json").read_text())
+    del config["model"]["model_type"]
+    (recording / "config.json").write_text(json.dumps(config))
+    assert open_run(recording).model is None
+
+
+def test_a_recorded_full_batch_is_the_batch_of_every_step(recording: Path) -> None:
+    config = json.loads((recording / "config.json").read_text())
+    config["training"]["batch"] = "full"
+    (recording / "config.json").write_text(json.dumps(config))
+    tokens = torch.ones(6, 3, dtype=torch.int32)
+    save_file({"input_ids": tokens}, recording / "batches.safetensors")
+    run = open_run(recording)
+    assert run.batches is not None and list(run.batches.rows_of_step(13)) == list(range(6))
+    (recording / "run.toml").write_text("[batches]\nsteps = 2")
+    assert list(open_run(recording).batches.rows_of_step(2)) == [2, 3]
+    (recording / "run.toml").unlink()
+    del config["format"]
+    (recording / "config.json").write_text(json.dumps(config))
+    batches = open_run(recording).batches
+    assert batches is not None and not batches.every_step

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.formats import hf_trainer, nanogpt, safetensors_folder
+from hnf_offline.run.formats import dcp, hf_trainer, nanogpt, safetensors_folder
 from hnf_offline.run.formats.names import step_in_name, step_in_path
 from hnf_offline.run.formats.protocol import CheckpointFormat
 from hnf_offline.run.records import Checkpoint, Skipped
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Layout name -> module; the first that recognises a file or folder has it.
 FORMATS: Mapping[str, CheckpointFormat] = {
+    # Before the Trainer's: accelerate writes this layout into checkpoint-<step>/.
+    dcp.LAYOUT: dcp,
     hf_trainer.LAYOUT: hf_trainer,
     safetensors_folder.LAYOUT: safetensors_folder,
     nanogpt.LAYOUT: nanogpt,

@@ -55,11 +55,8 @@ def load_weights_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: if a parameter is absent, or has another shape.
     """
-    stripped = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     own = module.state_dict(keep_vars=True)
-    if not set(own) & set(stripped):
-        # A trainer's module (Lightning, a wrapper class) holds the model as an attribute: model.*, net.*, ...
-        stripped = _without_common_prefix(stripped)
+    stripped = in_names_of(module, weights)
     present = {own[name].data_ptr() for name in own if name in stripped and own[name].numel()}
     persistent = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     absent = [
@@ -83,6 +80,21 @@ def load_weights_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                     remedy="check that config.json or run.toml describes the model that was trained",
                 )
             target.copy_(stripped[name])
+
+
+def in_names_of(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a checkpoint's weights as the module names them.
+
+    Prefixes of wrappers are stripped, and that of a trainer's module that holds the model as an attribute
+    (model.*, net.*) where otherwise no name would fit.
+
+    Returns:
+        Name -> tensor; names the module does not have are kept.
+    """
+    stripped = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    if not set(module.state_dict(keep_vars=True)) & set(stripped):
+        stripped = _without_common_prefix(stripped)
+    return stripped
 
 
 def _without_common_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,12 +37,14 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     The module is called as `module(input_ids=..., labels=...)`, without labels where it takes none. The loss is
     its `.loss` or `["loss"]`, or else the cross-entropy of its logits: shifted by one where the labels have the
     shape of the tokens, of the last position where there is one label a row. Labels of -100 do not count.
+    Rows of one label more than tokens say what every position predicts, the last one too: labels[t + 1] at t. No
+    module takes such rows, so they are not handed to it, and the loss is that of its logits.
     Without gradients, a module's own loss also decides whether its logits are shifted (decoder) or not (masked).
 
     Args:
         module: any module.
         tokens: [rows, length], int64.
-        labels: [rows, length] or [rows], int64; None where the labels are the tokens.
+        labels: [rows, length], [rows, length + 1] or [rows], int64; None where the labels are the tokens.
 
     Returns:
         The loss and, where the module shows them, the predicted positions' logits.
@@ -54,7 +56,8 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     names = inspect.signature(module.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
     arguments: dict[str, Tensor] = {}
-    if "labels" in names or takes_any:
+    every_position = wanted.ndim == 2 and wanted.shape[1] == tokens.shape[1] + 1
+    if not every_position and ("labels" in names or takes_any):
         arguments["labels"] = wanted
     output = (
         module(input_ids=tokens, **arguments)
@@ -68,9 +71,16 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
         logits = next((item for item in output if isinstance(item, Tensor) and item.ndim == 3), None)
     if isinstance(output, Tensor) and output.ndim == 0:
         loss = output
+    if every_position:
+        loss = None
     if logits is None and loss is None:
         raise InputError(
-            f"the model returned {type(output).__name__} with neither a loss nor logits",
+            f"the model returned {type(output).__name__} with "
+            + (
+                "no logits, and labels for every position need them"
+                if every_position
+                else "neither a loss nor logits"
+            ),
             remedy="let the module return logits, or an object with .loss",
         )
     if logits is None:
@@ -97,7 +107,7 @@ def _as_the_module_does(
 
 
 def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pick the positions that are predicted and their targets.
+    """Pick the positions that are predicted and their targets: logits[t] and labels[t + 1].
 
     Returns:
         Logits [positions, vocabulary] and targets [positions].
@@ -111,6 +121,8 @@ def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         positions, targets = logits[:, -1], labels
     elif logits.ndim == 3 and labels.shape == logits.shape[:2]:
         positions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    elif logits.ndim == 3 and labels.shape == (logits.shape[0], logits.shape[1] + 1):
+        positions, targets = logits.flatten(0, 1), labels[:, 1:].flatten()
     else:
         raise InputError(
             f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not fit"

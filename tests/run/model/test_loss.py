@@ -116,8 +116,8 @@ def test_a_module_without_loss_or_logits_is_refused_with_a_remedy(output: Any) -
 
 
 def test_labels_that_do_not_fit_are_named_with_both_shapes() -> None:
-    with pytest.raises(InputError, match=r"\(4, 5, 7\).*\(4, 6\)"):
-        evaluate(Returns(LOGITS), TOKENS, torch.zeros(4, 6, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"\(4, 5, 7\).*\(4, 7\)"):
+        evaluate(Returns(LOGITS), TOKENS, torch.zeros(4, 7, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -160,3 +160,37 @@ def test_tokens_outside_of_the_vocabulary_are_refused_before_the_gpu_asserts() -
     assert "--replay" in str(error.value.remedy)
     with pytest.raises(InputError, match="token -1 "):
         check_tokens(torch.tensor([[-1, 3]]), 7)
+
+
+def test_one_label_more_than_tokens_predicts_every_position() -> None:
+    following = torch.randint(0, VOCABULARY, (4, 1), generator=torch.Generator().manual_seed(3))
+    labels = torch.cat([TOKENS, following], dim=1)
+    wanted = functional.cross_entropy(LOGITS.flatten(0, 1), labels[:, 1:].flatten())
+    for output in (LOGITS, {"logits": LOGITS}, {"loss": torch.tensor(9.0), "logits": LOGITS}):
+        module = Returns(output)
+        outcome = evaluate(module, TOKENS, labels)
+        # No module takes such labels; a loss that it gives without them is not this one.
+        assert module.labels is None
+        assert outcome.loss.item() == pytest.approx(wanted.item())
+        assert outcome.logits is not None and outcome.logits.shape == (20, VOCABULARY)
+        assert outcome.targets is not None and torch.equal(outcome.targets, labels[:, 1:].flatten())
+    assert count_predicted(TOKENS, labels) == 20
+
+
+def test_one_label_more_with_positions_that_do_not_count() -> None:
+    labels = torch.cat([torch.full((4, 1), -100), TOKENS], dim=1)
+    labels[1, 2:] = -100
+    outcome = evaluate(Returns(LOGITS), TOKENS, labels)
+    counted = labels[:, 1:] != -100
+    wanted = functional.cross_entropy(LOGITS[counted], TOKENS[counted])
+    assert outcome.loss.item() == pytest.approx(wanted.item())
+    assert count_predicted(TOKENS, labels) == int(counted.sum()) == len(outcome.targets)
+
+
+def test_one_label_more_needs_logits() -> None:
+    labels = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    for output in (torch.tensor(1.5), {"loss": torch.tensor(1.5)}):
+        with pytest.raises(InputError, match="need them"):
+            evaluate(Returns(output), TOKENS, labels)
+    with pytest.raises(InputError, match="do not fit"):
+        evaluate(Returns(LOGITS[:, -1:]), TOKENS, labels)

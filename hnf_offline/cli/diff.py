@@ -1,0 +1,100 @@
+"""`hnf diff`: where, and in what, two runs part."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hnf_offline.cli.app import verb
+from hnf_offline.cli.remarks import remarks, typed_command
+from hnf_offline.cli.results import print_plans
+from hnf_offline.options import (
+    Device,
+    DeviceName,
+    Every,
+    Force,
+    Json,
+    Layers,
+    Model,
+    Out,
+    Precision,
+    PrecisionName,
+    Quiet,
+    Replay,
+    Rows,
+    Rule,
+    RuleName,
+    ShowPlan,
+    Steps,
+    Tier,
+    TierName,
+    profile_settings,
+)
+from hnf_offline.pipeline import analyse, borrow_shards, made_by, open_input, output_folder, relative
+from hnf_offline.printing import emit, emit_json, terminal
+from hnf_offline.progress import Reporter
+
+
+@verb("hnf diff runs/spiky runs/steady", "hnf diff runs/a runs/b --replay validation.npz --json")
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the first run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the second run.")],
+    out: Out = None,
+    tier: Tier = TierName.curvature,
+    steps: Steps = None,
+    every: Every = 1,
+    layers: Layers = None,
+    device: Device = DeviceName.auto,
+    dtype: Precision = PrecisionName.float32,
+    rows: Rows = None,
+    replay: Replay = None,
+    model: Model = None,
+    rule: Rule = RuleName.robust,
+    force: Force = False,
+    plan: ShowPlan = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Say where, and in what, two runs part.
+
+    Aligns A and B by step: configuration, loss, every measured quantity of every layer, and weights; and
+    lists what cannot be compared. Results go to reports/<A>-vs-<B> unless --out says otherwise.
+    """
+    runs = open_input(a, None), open_input(b, None)
+    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    folder, _ = output_folder(out, runs, force=force)
+    rooms = folder / "a", folder / "b"
+    if plan:
+        return print_plans(runs, settings, rooms, model, as_json)
+    from hnf_offline.diff import compare
+    from hnf_offline.report import write_comparison
+
+    began = time.monotonic()
+    done = []
+    for label, run, room in zip("AB", runs, rooms, strict=True):
+        remarks(run, "", quiet)
+        borrow_shards(run, room)
+        with Reporter(f"profile {label}", tier, quiet=quiet) as tell:
+            done.append(
+                analyse(
+                    run, settings, room, rule=rule, command=typed_command(), model=model, on_progress=tell
+                )
+            )
+    of_a, of_b = done
+    comparison = compare(
+        of_a.findings, of_b.findings, of_a.run, of_b.run, of_a.profile, of_b.profile,
+        replay=replay, made=made_by(typed_command(), device, time.monotonic() - began, rule),
+    )  # fmt: skip
+    page = write_comparison(
+        comparison, of_a.log, of_b.log, of_a.profile, of_b.profile, folder, command=typed_command()
+    )
+    if as_json:
+        return emit_json(comparison.to_json())
+    if not quiet:
+        from hnf_offline.report import comparison_summary
+
+        emit(comparison_summary(comparison, **terminal()))
+    return emit(str(relative(page)))

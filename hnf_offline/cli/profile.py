@@ -1,0 +1,92 @@
+"""`hnf profile`: measure every checkpoint of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hnf_offline.cli.app import verb
+from hnf_offline.cli.remarks import no_checkpoints, remarks
+from hnf_offline.cli.results import print_map, print_plans
+from hnf_offline.options import (
+    Device,
+    DeviceName,
+    Every,
+    Force,
+    Json,
+    Layers,
+    Manifest,
+    Map,
+    Model,
+    Out,
+    Precision,
+    PrecisionName,
+    Quiet,
+    Replay,
+    Rows,
+    RunPath,
+    ShowPlan,
+    Steps,
+    Tier,
+    TierName,
+    profile_settings,
+)
+from hnf_offline.pipeline import measure, open_input, output_folder, relative
+from hnf_offline.printing import emit, emit_json
+from hnf_offline.progress import Reporter
+
+
+@verb("hnf profile runs/gpt-small --tier gradient", "hnf profile runs/gpt-small --plan")
+def profile(
+    run_path: RunPath,
+    out: Out = None,
+    tier: Tier = TierName.curvature,
+    steps: Steps = None,
+    every: Every = 1,
+    layers: Layers = None,
+    device: Device = DeviceName.auto,
+    dtype: Precision = PrecisionName.float32,
+    rows: Rows = None,
+    replay: Replay = None,
+    manifest: Manifest = None,
+    model: Model = None,
+    force: Force = False,
+    plan: ShowPlan = False,
+    heat: Map = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure every checkpoint of a run.
+
+    Writes one long table, profile.parquet. What was measured before is not measured again.
+    """
+    run = open_input(run_path, manifest)
+    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    folder, remark = output_folder(out, (run,), force=force)
+    if not run.checkpoints:
+        raise no_checkpoints(run)
+    if plan:
+        return print_plans((run,), settings, (folder,), model, as_json)
+    remarks(run, remark, quiet)
+    with Reporter("profile", tier, quiet=quiet) as tell:
+        measured = measure(run, settings, folder, model=model, on_progress=tell)
+    table = measured.table
+    file = relative(folder / "profile.parquet")
+    names = sorted(table["quantity"].unique().to_list())
+    told: dict[str, Any] = {
+        "schema": 1,
+        "profile": str(file),
+        "rows": len(table),
+        "checkpoints": table["step"].n_unique(),
+        "layers": table["layer"].n_unique(),
+        "quantities": names,
+    }
+    if as_json:
+        return emit_json(told)
+    if not quiet:
+        if heat:
+            print_map(table)
+        emit(
+            f"{told['rows']} values: {told['checkpoints']} checkpoints, {told['layers']} layers, "
+            f"{len(names)} quantities"
+        )
+    return emit(str(file))

@@ -1,0 +1,28 @@
+"""`hnf quantities`: the catalogue of what can be measured."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hnf_offline.cli.app import verb
+from hnf_offline.options import Json, TierName
+from hnf_offline.printing import emit, emit_json, entries, explanation, listing, terminal
+
+
+@verb("hnf quantities --tier curvature", "hnf quantities hessian.stability_ratio")
+def quantities(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Explain this quantity.")] = None,
+    tier: Annotated[TierName | None, typer.Option("--tier", help="Only this tier.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what can be measured, or explain it.
+
+    With NAME: formula, unit, how to read it, what it cannot show, and its source.
+    """
+    width = terminal()["width"]
+    chosen = entries(name, None if tier is None else tier.value)
+    if as_json:
+        return emit_json({"schema": 1, "quantities": chosen})
+    return emit(explanation(chosen[0], width) if name else listing(chosen, width))

@@ -1,0 +1,51 @@
+"""What the verbs say beside their result, on stderr, and the record of what the user typed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from hnf_offline.errors import InputError, UserError
+from hnf_offline.pipeline import relative
+from hnf_offline.progress import note
+
+if TYPE_CHECKING:
+    from hnf_offline.run.records import Run
+
+
+def no_checkpoints(run: Run) -> UserError:
+    """Say that a verb needs checkpoints and the run has none.
+
+    Returns:
+        The error to raise.
+    """
+    return InputError(
+        "holds no checkpoint that can be read",
+        path=run.path,
+        remedy="hnf spikes reads logs alone; see the layouts in README.md, or use --manifest FILE",
+    )
+
+
+def remarks(run: Run, remark: str, quiet: bool) -> None:
+    """Tell on stderr what was passed over and what is missing, unless asked to be quiet."""
+    if quiet:
+        return
+    if remark:
+        note(remark)
+    for skipped in run.skipped[:5]:
+        note(
+            f"skipped {relative(skipped.path)}: {skipped.reason}"
+            + (f"; {skipped.remedy}" if skipped.remedy else "")
+        )
+    if len(run.skipped) > 5:
+        note(f"skipped {len(run.skipped) - 5} more; the report lists them all")
+
+
+def typed_command() -> str:
+    """Spell what the user typed, for the record.
+
+    Returns:
+        One line that a shell would understand.
+    """
+    return shlex.join(["hnf", *sys.argv[1:]])

@@ -1,0 +1,96 @@
+"""`hnf report`: what went wrong in a run, and where."""
+
+from __future__ import annotations
+
+from hnf_offline.cli.app import verb
+from hnf_offline.cli.remarks import remarks, typed_command
+from hnf_offline.cli.results import print_map, print_plans
+from hnf_offline.options import (
+    Device,
+    DeviceName,
+    Every,
+    Force,
+    Json,
+    Layers,
+    Manifest,
+    Map,
+    Model,
+    Out,
+    Precision,
+    PrecisionName,
+    Prove,
+    Quiet,
+    Replay,
+    Rows,
+    Rule,
+    RuleName,
+    RunPath,
+    ShowPlan,
+    Steps,
+    Tier,
+    TierName,
+    Zoom,
+    ZoomName,
+    profile_settings,
+)
+from hnf_offline.pipeline import analyse, open_input, output_folder, relative
+from hnf_offline.printing import emit, emit_json, terminal
+from hnf_offline.progress import Reporter
+
+
+@verb(
+    "hnf report runs/gpt-small",
+    "hnf report runs/gpt-small --steps 1000:2000 --every 2 --out why",
+    "hnf report runs/gpt-small --prove",
+)
+def report(
+    run_path: RunPath,
+    out: Out = None,
+    tier: Tier = TierName.curvature,
+    steps: Steps = None,
+    every: Every = 1,
+    layers: Layers = None,
+    device: Device = DeviceName.auto,
+    dtype: Precision = PrecisionName.float32,
+    rows: Rows = None,
+    replay: Replay = None,
+    manifest: Manifest = None,
+    model: Model = None,
+    rule: Rule = RuleName.robust,
+    force: Force = False,
+    plan: ShowPlan = False,
+    zoom: Zoom = ZoomName.auto,
+    prove: Prove = False,
+    heat: Map = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Say what went wrong in a run, and where.
+
+    Profiles RUN at every checkpoint, finds its loss spikes, relates the two, and writes one page (index.html)
+    with its pictures and tables: which layer went wrong first, how early that could have been known, whether
+    that is more than chance, the last healthy checkpoint, and what to do.
+    """
+    run = open_input(run_path, manifest)
+    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    folder, remark = output_folder(out, (run,), force=force)
+    if plan:
+        return print_plans((run,), settings, (folder,), model, as_json)
+    remarks(run, remark, quiet)
+    from hnf_offline.report import write_report
+
+    with Reporter("profile", tier, quiet=quiet) as tell:
+        done = analyse(
+            run, settings, folder, rule=rule, command=typed_command(), model=model,
+            zoom=zoom is ZoomName.auto, prove=prove, on_progress=tell,
+        )  # fmt: skip
+    page = write_report(done.findings, done.log, done.profile, folder, command=typed_command())
+    if as_json:
+        return emit_json(done.findings.to_json())
+    if not quiet:
+        from hnf_offline.report import summary
+
+        emit(summary(done.findings, **terminal()))
+        if heat:
+            print_map(done.profile, done.findings)
+    return emit(str(relative(page)))

@@ -1,0 +1,39 @@
+"""What several verbs print on stdout in the same way: plans and the map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hnf_offline.pipeline import plans
+from hnf_offline.printing import emit, emit_json, plan_text, terminal
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from hnf_offline.findings import Findings
+    from hnf_offline.profile.settings import ProfileSettings
+    from hnf_offline.run.records import Run
+
+
+def print_plans(
+    runs: tuple[Run, ...],
+    settings: ProfileSettings,
+    folders: tuple[Path, ...],
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Print what profiling some runs would cost; nothing is computed or written."""
+    told = plans(runs, settings, folders, model=model)
+    if as_json:
+        from hnf_offline.findings import plain
+
+        return emit_json(plain({"schema": 1, "plans": told}))
+    return emit("\n\n".join(plan_text(one) for one in told))
+
+
+def print_map(table: pl.DataFrame, findings: Findings | None = None) -> None:
+    """Draw the layer by step map on the terminal."""
+    from hnf_offline.report import heat_map
+
+    emit(heat_map(table, findings=findings, **terminal()))

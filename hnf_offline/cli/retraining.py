@@ -1,0 +1,93 @@
+"""What `hnf zoom` and `hnf whatif` share: where they begin, where they write, what they print."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hnf_offline.cli.remarks import no_checkpoints, typed_command
+from hnf_offline.errors import UsageError
+from hnf_offline.pipeline import made_by, output_folder, relative
+from hnf_offline.printing import emit, emit_json, fields_text, terminal
+
+if TYPE_CHECKING:
+    from hnf_offline.retraining import Retraining
+    from hnf_offline.run.records import Run
+
+
+def check_start(run: Run, start: int) -> None:
+    """Make sure that there is a checkpoint to begin at, before anything slow is done.
+
+    Raises:
+        UsageError: if there is no checkpoint of that step, with those nearest to it.
+    """
+    steps = [checkpoint.step for checkpoint in run.checkpoints]
+    if not steps:
+        raise no_checkpoints(run)
+    if start not in steps:
+        near = sorted(sorted(steps, key=lambda step: (abs(step - start), step))[:2])
+        raise UsageError(
+            f"--from {start}: there is no checkpoint of that step",
+            path=run.path,
+            remedy=f"did you mean {' or '.join(str(step) for step in near)}?",
+        )
+
+
+def retraining_folder(out: Path | None, run: Run, ending: str, *, force: bool) -> tuple[Path, str]:
+    """Choose the folder for results; a report already there is never replaced. Creates nothing.
+
+    Args:
+        out: the folder asked for, None for `reports/<name>-<ending>`.
+        run: the run that is read.
+        ending: what tells this retraining from others.
+        force: write into a folder that holds files of other origin (they are left alone).
+
+    Returns:
+        The folder, and a remark worth telling ("" for none).
+
+    Raises:
+        UsageError: if the folder lies inside the run, is a file, or holds a report or files of other origin.
+    """
+    folder = out if out is not None else Path("reports") / f"{run.name}-{ending}"
+    chosen = output_folder(folder, (run,), force=force)
+    for held, verb in (("findings.json", "hnf report"), ("diff.json", "hnf diff")):
+        if (folder / held).exists():
+            raise UsageError(
+                f"holds the result of {verb}, whose page this would replace",
+                path=folder,
+                remedy="choose another folder with --out",
+            )
+    return chosen
+
+
+def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool) -> None:
+    """Print what a retraining would cost; nothing is computed or written."""
+    told = {
+        "run": run.name,
+        "path": str(relative(run.path)),
+        "out": str(relative(folder)),
+        **asdict(plan),
+    }
+    if as_json:
+        from hnf_offline.findings import plain
+
+        return emit_json(plain({"schema": 1, "plans": [told]}))
+    return emit(fields_text(told))
+
+
+def tell(
+    done: Retraining, run: Run, folder: Path, *, device: str, seconds: float, quiet: bool, as_json: bool
+) -> None:
+    """Write the page and print the result."""
+    from hnf_offline.report import retraining_summary, write_retraining
+
+    made = made_by(typed_command(), str(done.made.get("device", device)), seconds, "robust")
+    done = replace(done, made={**made, **done.made})
+    log = None if run.log is None else run.log.rows
+    page = write_retraining(done, log, folder, command=typed_command())
+    if as_json:
+        return emit_json(done.to_json())
+    if not quiet:
+        emit(retraining_summary(done, **terminal()))
+    return emit(str(relative(page)))

@@ -1,0 +1,182 @@
+"""`hnf whatif`: the same steps again under other policies, beside the run as it was."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hnf_offline.cli.app import verb
+from hnf_offline.cli.remarks import remarks
+from hnf_offline.cli.retraining import check_start, print_plan, retraining_folder, tell
+from hnf_offline.errors import UsageError
+from hnf_offline.options import (
+    Device,
+    DeviceName,
+    Find,
+    Force,
+    Json,
+    Manifest,
+    Model,
+    Out,
+    Policies,
+    Precision,
+    PrecisionName,
+    Quiet,
+    Replay,
+    Rows,
+    RuleName,
+    ShowPlan,
+    TierName,
+    Twins,
+    profile_settings,
+)
+from hnf_offline.pipeline import advised_policies, open_input, report_of
+from hnf_offline.printing import emit, emit_json, terminal
+from hnf_offline.progress import Reporter
+
+if TYPE_CHECKING:
+    from hnf_offline.profile.settings import ProfileSettings
+    from hnf_offline.run.records import Run
+
+#: What the report recommends, as arms.
+ADVICE = "advice"
+
+SomeRun = Annotated[
+    Path | None, typer.Argument(metavar="RUN", help="Folder of a run: checkpoints, log, batches.")
+]
+SomeStart = Annotated[
+    int | None, typer.Option("--from", metavar="STEP", min=0, help="Checkpoint to retrain from.")
+]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps to retrain.")]
+EverySteps = Annotated[
+    int | None,
+    typer.Option(
+        "--every",
+        metavar="N",
+        min=0,
+        help="Measure S every N-th step; 0 for never [default: about ten times].",
+    ),
+]
+ListPolicies = Annotated[
+    bool,
+    typer.Option("--list-policies", help="Print the policies there are, or with --policy explain those."),
+]
+
+
+@verb(
+    "hnf whatif runs/gpt-small --from 140 --policy lr-cap=0.0084 --policy lr-scale=0.5:20",
+    "hnf whatif runs/gpt-small --from 140 --policy advice --find largest-stable-lr",
+    "hnf whatif --list-policies",
+)
+def whatif(
+    run_path: SomeRun = None,
+    start: SomeStart = None,
+    steps: Steps = 40,
+    policies: Policies = None,
+    every: EverySteps = None,
+    find: Find = None,
+    twins: Twins = 2,
+    list_policies: ListPolicies = False,
+    out: Out = None,
+    device: Device = DeviceName.auto,
+    dtype: Precision = PrecisionName.float32,
+    rows: Rows = None,
+    replay: Replay = None,
+    manifest: Manifest = None,
+    model: Model = None,
+    force: Force = False,
+    plan: ShowPlan = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Retrain from a checkpoint under other policies.
+
+    The first arm is the run as it was; each policy is trained on the same batches from the same state beside
+    it. Says which spikes are gone, and whether the difference is more than slightly changed weights make.
+    Results go to reports/<RUN>-whatif-<FROM> unless --out says otherwise.
+    """
+    arms = tuple(policies or ())
+    if list_policies:
+        return _list_policies(arms, as_json)
+    if run_path is None:
+        raise UsageError("Missing argument 'RUN'", remedy="name the folder of a run; see: hnf whatif --help")
+    if start is None:
+        raise UsageError("Missing option '--from'", remedy="name a checkpoint's step; see: hnf whatif --help")
+    if not arms and find is None:
+        raise UsageError(
+            "nothing to try",
+            remedy="give --policy P (hnf whatif --list-policies) or --find largest-stable-lr",
+        )
+    _check(arms)
+    run = open_input(run_path, manifest)
+    check_start(run, start)
+    settings = profile_settings(TierName.stability, None, 1, None, device, dtype, rows, replay)
+    folder, remark = retraining_folder(out, run, f"whatif-{start}", force=force)
+    if ADVICE in arms:
+        wide = profile_settings(TierName.curvature, None, 1, None, device, dtype, rows, replay)
+        advised = _advised(run, wide, start, start + steps, model=model, plan=plan, quiet=quiet)
+        arms = tuple(dict.fromkeys(one for arm in arms for one in (advised if arm == ADVICE else (arm,))))
+    if plan:
+        from hnf_offline.rerun.planning import plan_whatif
+
+        planned = plan_whatif(
+            run, start=start, steps=steps, policies=arms, settings=settings, every=every,
+            model=model, twins=twins, find_largest_stable=find is not None,
+        )  # fmt: skip
+        return print_plan(planned, run, folder, as_json=as_json)
+    remarks(run, remark, quiet)
+    began = time.monotonic()
+    from hnf_offline.rerun.whatif import whatif as retrain
+
+    with Reporter("whatif", "", unit="step", quiet=quiet) as progress:
+        done = retrain(
+            run, start=start, steps=steps, policies=arms, settings=settings, every=every,
+            model=model, twins=twins, find_largest_stable=find is not None, on_progress=progress,
+        )  # fmt: skip
+    return tell(
+        done, run, folder, device=device, seconds=time.monotonic() - began,
+        quiet=quiet, as_json=as_json,
+    )  # fmt: skip
+
+
+def _advised(
+    run: Run, settings: ProfileSettings, start: int, stop: int, *, model: str | None, plan: bool, quiet: bool
+) -> tuple[str, ...]:
+    # What the report recommends for these steps; the report is made where there is none.
+    if plan and not (Path("reports") / run.name / "findings.json").is_file():
+        raise UsageError(
+            "--policy advice: there is no report to take the advice from",
+            path=run.path,
+            remedy="run hnf report first, or leave out --plan",
+        )
+    with Reporter("profile", settings.tier, quiet=quiet) as progress:
+        findings = report_of(run, settings, rule=RuleName.robust.value, model=model, on_progress=progress)
+    return advised_policies(run, findings, start, stop)
+
+
+def _check(arms: tuple[str, ...]) -> None:
+    # Before anything slow: every policy is built once, and thrown away.
+    from hnf_offline.rerun.policies.registry import make_policies
+
+    for spelling in arms:
+        if spelling != ADVICE:
+            make_policies(spelling)
+
+
+def _list_policies(arms: tuple[str, ...], as_json: bool) -> None:
+    from hnf_offline.report import policies_table, policy_explained
+    from hnf_offline.rerun.policies.registry import catalogue, entries_of
+
+    named = [entry for spelling in arms for entry in entries_of(spelling)]
+    chosen = named or list(catalogue().values())
+    if as_json:
+        fields = ("name", "value", "summary", "formula", "reference", "cost", "example")
+        told = [{field: getattr(entry, field) for field in fields} for entry in chosen]
+        return emit_json({"schema": 1, "policies": told})
+    shown = terminal()
+    if named:
+        return emit("\n\n".join(policy_explained(entry, **shown) for entry in named))
+    return emit(policies_table(chosen, **shown))

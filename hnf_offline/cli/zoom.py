@@ -1,0 +1,97 @@
+"""`hnf zoom`: the steps between two checkpoints, retrained and measured one by one."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from hnf_offline.cli.app import verb
+from hnf_offline.cli.remarks import remarks
+from hnf_offline.cli.retraining import check_start, print_plan, retraining_folder, tell
+from hnf_offline.errors import UsageError
+from hnf_offline.options import (
+    Device,
+    DeviceName,
+    Force,
+    From,
+    Json,
+    Layers,
+    Manifest,
+    Model,
+    Out,
+    Precision,
+    PrecisionName,
+    Quiet,
+    Replay,
+    Rows,
+    RunPath,
+    ShowPlan,
+    Tier,
+    TierName,
+    To,
+    Twins,
+    profile_settings,
+)
+from hnf_offline.pipeline import open_input
+from hnf_offline.progress import Reporter
+
+EveryStep = Annotated[int, typer.Option("--every", metavar="N", min=1, help="Measure every N-th step.")]
+
+
+@verb("hnf zoom runs/gpt-small --from 140 --to 160", "hnf zoom runs/gpt-small --from 140 --to 160 --plan")
+def zoom(
+    run_path: RunPath,
+    start: From,
+    stop: To,
+    every: EveryStep = 1,
+    tier: Tier = TierName.stability,
+    layers: Layers = None,
+    twins: Twins = 0,
+    out: Out = None,
+    device: Device = DeviceName.auto,
+    dtype: Precision = PrecisionName.float32,
+    rows: Rows = None,
+    replay: Replay = None,
+    manifest: Manifest = None,
+    model: Model = None,
+    force: Force = False,
+    plan: ShowPlan = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Retrain between two checkpoints and measure every step.
+
+    Rebuilds model, optimizer, learning rates and batches from what RUN left behind, trains again from the
+    checkpoint of --from to the step of --to, and first of all says whether that is the run: exact, close, or
+    not, and why. Results go to reports/<RUN>-zoom-<FROM>-<TO> unless --out says otherwise.
+    """
+    if stop <= start:
+        raise UsageError(
+            f"--to {stop} does not come after --from {start}", remedy=f"write --to {start + 1} or later"
+        )
+    run = open_input(run_path, manifest)
+    check_start(run, start)
+    settings = profile_settings(tier, None, 1, layers, device, dtype, rows, replay)
+    folder, remark = retraining_folder(out, run, f"zoom-{start}-{stop}", force=force)
+    if plan:
+        from hnf_offline.rerun.planning import plan_zoom
+
+        planned = plan_zoom(
+            run, start=start, stop=stop, settings=settings, out=folder, every=every, model=model
+        )
+        return print_plan(planned, run, folder, as_json=as_json)
+    remarks(run, remark, quiet)
+    began = time.monotonic()
+    from hnf_offline.rerun.zoom import zoom as retrain
+
+    with Reporter("zoom", tier, unit="step", quiet=quiet) as progress:
+        done = retrain(
+            run, start=start, stop=stop, settings=settings, out=folder, every=every, model=model,
+            twins=twins, on_progress=progress,
+        )  # fmt: skip
+    return tell(
+        done.retraining, run, folder, device=device, seconds=time.monotonic() - began,
+        quiet=quiet, as_json=as_json,
+    )  # fmt: skip

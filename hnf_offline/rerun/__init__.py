@@ -1,0 +1,1 @@
+"""Retrain from a checkpoint: zoom between checkpoints, and what would have happened under a policy."""

@@ -1,0 +1,200 @@
+"""What a retraining would cost: one step and one measurement are timed, nothing is written."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hnf_offline.profile.cost import forward_passes, forward_seconds
+from hnf_offline.profile.run import selected
+from hnf_offline.profile.settings import ProfileSettings
+from hnf_offline.profile.shards import read_shard
+from hnf_offline.rerun.arms import measured_steps
+from hnf_offline.rerun.policies.registry import entries_of
+from hnf_offline.rerun.readings import likeliest
+from hnf_offline.rerun.stability import measured_rows
+from hnf_offline.rerun.start import Start, open_start
+from hnf_offline.rerun.whatif import LOOKS
+from hnf_offline.rerun.zoom import last_step, open_for_retraining, shards
+from hnf_offline.run.records import Run
+
+#: Steps, and measurements, that are timed; the median counts.
+TIMED_STEPS, TIMED_LOOKS = 4, 3
+#: Replays that a search for the largest stable rate takes, as a rule.
+SEARCH_REPLAYS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainingPlan:
+    """What a zoom or a what-if would cost.
+
+    Attributes:
+        start: checkpoint it begins at.
+        stop: last step.
+        trainings: how often these steps would be trained.
+        measured: how many times S would be measured, in all.
+        step_seconds: one training step, timed.
+        measure_seconds: one measurement, timed.
+        seconds: all together.
+        peak_bytes: memory at the peak, estimated.
+        device: where.
+        missing: what stands in the way of an exact replay, as far as it is known beforehand.
+    """
+
+    start: int
+    stop: int
+    trainings: int
+    measured: int
+    step_seconds: float
+    measure_seconds: float
+    seconds: float
+    peak_bytes: int
+    device: str
+    missing: tuple[str, ...]
+
+
+def plan_zoom(
+    run: Run,
+    *,
+    start: int,
+    stop: int,
+    settings: ProfileSettings,
+    out: Path,
+    every: int = 1,
+    model: str | None = None,
+) -> RetrainingPlan:
+    """Say what a zoom would cost: one training to prove that it is the run, one more that is measured.
+
+    Args:
+        run: the run.
+        start: checkpoint to begin at.
+        stop: last step.
+        settings: what to measure.
+        out: where results would go; what was measured there before is not measured again.
+        every: measure every n-th step.
+        model: `package.module:function` instead of the run's own model.
+
+    Returns:
+        The plan.
+    """
+    begin = _begin(run, start, settings, model)
+    stop = last_step(begin, stop)
+    shard_of = shards(begin, likeliest(begin), settings, out)
+    wanted = measured_steps(start, stop, every)
+    looks = sum(read_shard(*shard_of(step)) is None for step in wanted)
+    return _plan(begin, stop, 2 if wanted else 1, looks, settings)
+
+
+def plan_whatif(
+    run: Run,
+    *,
+    start: int,
+    steps: int,
+    policies: Sequence[str],
+    settings: ProfileSettings,
+    every: int | None = None,
+    model: str | None = None,
+    twins: int = 0,
+    find_largest_stable: bool = False,
+) -> RetrainingPlan:
+    """Say what a what-if would cost; policies that measure S themselves cost more than is counted here.
+
+    Args:
+        run: the run.
+        start: checkpoint to begin at.
+        steps: steps of each arm.
+        policies: the arms beside the run as it was.
+        settings: how S is measured.
+        every: measure S every n-th step; 0 for never, None for about ten times.
+        model: `package.module:function` instead of the run's own model.
+        twins: how many twins.
+        find_largest_stable: whether the largest stable rate is searched for.
+
+    Returns:
+        The plan.
+    """
+    for spelling in policies:
+        entries_of(spelling)
+    begin = _begin(run, start, settings, model)
+    stop = last_step(begin, start + steps)
+    every = max(1, (stop - start) // LOOKS) if every is None else every
+    arms = 1 + len(policies)
+    trainings = 1 + arms + (twins + 1 if twins else 0) + (SEARCH_REPLAYS if find_largest_stable else 0)
+    looks = arms * len(measured_steps(start, stop, every)) + bool(find_largest_stable)
+    return _plan(begin, stop, trainings, looks, settings)
+
+
+def affordable_every(
+    run: Run,
+    profiled: ProfileSettings,
+    zoomed: ProfileSettings,
+    steps: int,
+    seconds: float,
+    model: str | None = None,
+) -> int:
+    """Choose how finely steps can be measured for no more than the profile itself costs, or some seconds.
+
+    Args:
+        run: the run.
+        profiled: settings of the profile.
+        zoomed: settings of a zoomed step.
+        steps: steps to measure in all.
+        seconds: what is affordable in any case.
+        model: `package.module:function` instead of the run's own model.
+
+    Returns:
+        Measure every n-th step: 1 for all.
+    """
+    session = open_for_retraining(run, zoomed, model)
+    one_pass = forward_seconds(session)
+    looks = one_pass * forward_passes(session, zoomed, with_state=True)
+    checkpoints = len(selected(run, profiled))
+    whole = checkpoints * one_pass * forward_passes(session, profiled, with_state=True)
+    return max(1, math.ceil(looks * steps / max(seconds, whole)))
+
+
+def _begin(run: Run, start: int, settings: ProfileSettings, model: str | None) -> Start:
+    return open_start(run, open_for_retraining(run, settings, model), start)
+
+
+def _plan(begin: Start, stop: int, trainings: int, looks: int, settings: ProfileSettings) -> RetrainingPlan:
+    training = begin.training(likeliest(begin))
+    first = begin.checkpoint.step
+    stepping: list[float] = []
+    looking: list[float] = []
+    # The first of each pays for what later ones find prepared; a median of several leaves that out.
+    for _ in range(min(TIMED_LOOKS, stop - first)):
+        since = time.perf_counter()
+        measured_rows(begin.session, settings, training)
+        looking.append(time.perf_counter() - since)
+        for _ in range(TIMED_STEPS):
+            if training.step < stop:
+                since = time.perf_counter()
+                float(training.advance().loss)  # type: ignore[arg-type]  # waits for the device
+                stepping.append(time.perf_counter() - since)
+    training.end()
+    begin.batches.close()
+    step, look = statistics.median(stepping), statistics.median(looking)
+    missing = []
+    if begin.borrowed:
+        missing.append(f"checkpoint {first} has no optimizer state: retraining will not be the run")
+    if training.recipe.dropout and begin.random_state(first + 1) is None:
+        missing.append("the model has dropout and its random states were not saved")
+    if begin.run.log is None:
+        missing.append("there is no log to compare with")
+    return RetrainingPlan(
+        first,
+        stop,
+        trainings,
+        looks,
+        step,
+        look,
+        (stop - first) * trainings * step + looks * look,
+        begin.session.memory.peak_bytes,
+        str(begin.session.device),
+        tuple(missing),
+    )

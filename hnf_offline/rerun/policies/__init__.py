@@ -1,0 +1,1 @@
+"""Policies: what a retraining may do otherwise, one small file each."""

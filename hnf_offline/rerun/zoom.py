@@ -1,0 +1,284 @@
+"""Zoom: retrain between two checkpoints, prove that it is the run, and measure every step."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+
+from hnf_offline.detect.headroom import headroom_alarms
+from hnf_offline.detect.spikes import find_spikes
+from hnf_offline.detect.stability import stability_alarms
+from hnf_offline.errors import InputError, UsageError
+from hnf_offline.findings import Alarm
+from hnf_offline.profile.session import Session, check_settings, open_session
+from hnf_offline.profile.settings import ProfileSettings, Progress
+from hnf_offline.profile.shards import (
+    content_hash,
+    join_shards,
+    read_shard,
+    settings_key,
+    write_parquet,
+    write_shard,
+)
+from hnf_offline.rerun.arms import as_was, measured_steps
+from hnf_offline.rerun.judgement import judge
+from hnf_offline.rerun.recipe import Recipe
+from hnf_offline.rerun.search import Found, find_reading
+from hnf_offline.rerun.stability import measured_rows, stability_in
+from hnf_offline.rerun.start import Start, open_start
+from hnf_offline.rerun.training import Training
+from hnf_offline.rerun.twins import butterfly_twins, statistical_twins
+from hnf_offline.rerun.walk import walk
+from hnf_offline.retraining import NOT_REPRODUCIBLE, Reproduction, Retraining
+from hnf_offline.run.records import Run
+from hnf_offline.table import table
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Zoomed:
+    """What a zoom gave.
+
+    Attributes:
+        retraining: the verdict, the losses, S step by step.
+        table: the long table of the steps that were measured (source "zoom"); empty where the retraining is not
+            the run.
+    """
+
+    retraining: Retraining
+    table: pl.DataFrame
+
+
+def open_for_retraining(run: Run, settings: ProfileSettings, model: str | None) -> Session:
+    """Open a session on a run that retraining needs more of than profiling does.
+
+    Returns:
+        The session.
+
+    Raises:
+        InputError: if the run has no model or no batches.
+    """
+    check_settings(settings)
+    session = open_session(run, settings, model)
+    if session is None:
+        lacking = "no model" if run.model is None and model is None else "no batches"
+        raise InputError(
+            f"has {lacking}: its steps cannot be taken again",
+            path=run.path,
+            remedy="name them in run.toml (--manifest FILE), or with --model and --replay",
+        )
+    return replace(session, source=run.batches) if run.batches is not None else session
+
+
+def zoom(
+    run: Run,
+    *,
+    start: int,
+    stop: int,
+    settings: ProfileSettings,
+    out: Path,
+    every: int = 1,
+    model: str | None = None,
+    twins: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Zoomed:
+    """Retrain a run from one checkpoint to a later step and measure every step in between.
+
+    The retraining is held against the logged losses and the checkpoints on the way before anything is measured;
+    where it is not the run, nothing is, and the reason is said. Each measured step becomes one shard below
+    `out/profile/`, so that an interrupted zoom goes on where it stopped.
+
+    Args:
+        run: the run.
+        start: step of the checkpoint to begin at.
+        stop: last step.
+        settings: what to measure at each step.
+        out: folder for shards and `profile.parquet`; nothing is written anywhere else.
+        every: measure every n-th step; 0 for none.
+        model: `package.module:function` instead of the run's own model.
+        twins: how many twins to train beside it.
+        on_progress: called after every measured step.
+
+    Returns:
+        The verdict and the table.
+
+    Raises:
+        UsageError: if the steps are no stretch.
+    """
+    if stop <= start:
+        raise UsageError(f"--to {stop} is not after --from {start}", remedy="zoom goes forward in time")
+    session = open_for_retraining(run, settings, model)
+    begin = open_start(run, session, start)
+    stop = last_step(begin, stop)
+    found, reproduction = prove(begin, stop, on_progress)
+    notes: list[str] = []
+    measured = table()
+    usable = reproduction.word != NOT_REPRODUCIBLE
+    if usable and every:
+        measured = _measure(begin, found, stop, settings, out, every, on_progress)
+    arm = as_was(begin, found.witness.series, measured)
+    notes += alarm_notes(run, measured)
+    band = None
+    if twins and usable:
+        band = butterfly_twins(begin, found.recipe, stop, twins)
+    elif twins or not usable:
+        band = statistical_twins(begin, found.recipe, stop, twins or 3)
+    begin.batches.close()
+    retraining = Retraining(
+        "zoom",
+        {"name": run.name, "path": str(run.path), "optimizer": begin.kinds[0]},
+        start,
+        stop,
+        reproduction,
+        (arm,),
+        twins=band,
+        notes=tuple(notes),
+    )
+    return Zoomed(retraining, measured)
+
+
+def prove(begin: Start, stop: int, on_progress: OnProgress | None = None) -> tuple[Found, Reproduction]:
+    """Retrain without measuring, and say whether it is the run.
+
+    Returns:
+        The reading that fits best, and the verdict.
+    """
+    step = begin.checkpoint.step
+
+    def tell(text: str) -> None:
+        if on_progress is not None:
+            on_progress(Progress(step, 0, stop - step, 0, 0.0, text))
+
+    found = find_reading(begin, stop, tell)
+    reproduction = judge(begin, found)
+    tell(f"from {step} to {stop}: {reproduction.word.replace('_', ' ')}: {reproduction.because}")
+    return found, reproduction
+
+
+def last_step(begin: Start, stop: int) -> int:
+    """Find how far the batches reach.
+
+    Returns:
+        `stop`, or the last step before it whose batch is there.
+
+    Raises:
+        InputError: if there is no batch for the very first step.
+    """
+    step = begin.checkpoint.step
+    while step < stop and begin.batches.has(step + 1):
+        step += 1
+    if step == begin.checkpoint.step:
+        raise InputError(
+            f"does not say which rows were the batch of step {step + 1}",
+            path=begin.batches.source.path,
+            remedy="give rows a step or the step of each row: [batches] steps in run.toml",
+        )
+    return step
+
+
+def _measure(
+    begin: Start,
+    found: Found,
+    stop: int,
+    settings: ProfileSettings,
+    out: Path,
+    every: int,
+    on_progress: OnProgress | None,
+) -> pl.DataFrame:
+    first = begin.checkpoint.step
+    wanted = set(measured_steps(first, stop, every))
+    shard_of = shards(begin, found.recipe, settings, out, anchored=found.witness.anchored)
+    frames: list[pl.DataFrame] = []
+    cached = 0
+
+    def look(training: Training) -> None:
+        nonlocal cached
+        began = time.perf_counter()
+        path, key = shard_of(training.step)
+        frame, event = read_shard(path, key), ""
+        if frame is None:
+            rows = measured_rows(begin.session, settings, training)
+            frame = write_shard(path, rows, key)
+            known = stability_in(rows)
+            if known is not None and known.ratio >= 1:
+                event = f"step {training.step}: S = {known.ratio:.2f}, beyond the edge of stability"
+        else:
+            cached += 1
+        frames.append(frame)
+        if on_progress is not None:
+            seconds = time.perf_counter() - began
+            on_progress(Progress(training.step, len(frames), len(wanted), cached, seconds, event))
+
+    look(begin.training(found.recipe))
+    for training, _ in walk(begin, found.recipe, stop, anchored=found.witness.anchored):
+        if training.step in wanted:
+            look(training)
+    result = join_shards(frames)
+    write_parquet(out / "profile.parquet", result)
+    return result
+
+
+def shards(
+    begin: Start, recipe: Recipe, settings: ProfileSettings, out: Path, *, anchored: bool = False
+) -> Callable[[int], tuple[Path, str]]:
+    """Say where the shard of a zoomed step lies, and which key it must carry to be used again.
+
+    Returns:
+        A function of the step.
+    """
+    folder = out / "profile" / f"zoom-{begin.checkpoint.step:06d}"
+    base = f"{_key(begin, recipe, settings)}{'-anchored' if anchored else ''}"
+    return lambda step: (folder / f"step-{step:06d}.parquet", f"{base}-{_fed(begin, recipe, step)}")
+
+
+def _key(begin: Start, recipe: Recipe, settings: ProfileSettings) -> str:
+    text = (
+        f"{settings_key(settings, begin.session.identity)}-{content_hash(begin.checkpoint.files)}-{recipe!r}"
+    )
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _fed(begin: Start, recipe: Recipe, stop: int) -> str:
+    """Hash what the replay was fed up to a step and the rate that S is measured with."""
+    first = begin.checkpoint.step
+    source = begin.batches.source
+    fed = [
+        (
+            begin.rates.of(step, source=recipe.rates, offset=recipe.rate_offset),
+            tuple(source.rows_of_step(step + recipe.batch_offset))[:1],
+        )
+        for step in range(first + 1, stop + 2)
+    ]
+    size = source.path.stat().st_size
+    return hashlib.blake2b(repr((source.path.name, size, fed)).encode(), digest_size=8).hexdigest()
+
+
+def alarm_notes(run: Run, measured: pl.DataFrame) -> list[str]:
+    """Say which alarms a live monitor would have raised within the zoomed steps, at resolution 1.
+
+    Returns:
+        One sentence an alarm.
+    """
+    if run.log is None or not measured.height:
+        return []
+    log = run.log.rows
+    spikes = find_spikes(log, resume_steps=run.resume_steps)
+    alarms: tuple[Alarm, ...] = (
+        *stability_alarms(measured, log, spikes),
+        *headroom_alarms(measured, log),
+    )
+    last = int(measured["step"].max())  # type: ignore[arg-type]
+    steps = sorted(measured["step"].unique().to_list())
+    gap = max((after - before for before, after in pairwise(steps)), default=1)
+    return [
+        f"known at step {alarm.known_at} (resolution {gap}): {alarm.text}"
+        for alarm in sorted(alarms, key=lambda alarm: alarm.known_at)
+        if alarm.known_at <= last
+    ]
