@@ -183,6 +183,7 @@ class Advice:
         policy: the same as a policy of `hnf whatif` ("lr-cap=0.0084"), "" where retraining cannot test it.
         tested: what retraining with it gave ("tested: no spike, loss 2.18 instead of 3.19 at step 180"), ""
             where it was not tested.
+        evidence: the page of that retraining, relative to the report's folder, "" where there is none.
     """
 
     action: str
@@ -192,6 +193,7 @@ class Advice:
     spike: int | None = None
     policy: str = ""
     tested: str = ""
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

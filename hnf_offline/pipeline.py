@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hnf_offline.findings import Findings
     from hnf_offline.profile.settings import ProfileSettings, Progress
+    from hnf_offline.retraining import Retraining
     from hnf_offline.run.records import Run
 
 #: Everything the verbs write into an output folder.
@@ -30,24 +31,25 @@ WRITTEN = frozenset({
     "diff.json",
     "rerun.json",
     "zoom",
+    "proof",
     "a",
     "b",
 })
 
 
 class InterruptedRunError(Exception):
-    """The user stopped a profile; what was finished is kept.
+    """The user stopped a profile or a retraining; what was finished is kept.
 
     Attributes:
-        done: checkpoints finished.
-        total: checkpoints asked for.
+        done: checkpoints or steps finished.
+        total: checkpoints or steps asked for.
     """
 
-    def __init__(self, done: int, total: int) -> None:
+    def __init__(self, done: int, total: int, kept: str = "kept; run again to go on") -> None:
         self.done = done
         self.total = total
         at = f" at {done}/{total}" if total else ""
-        super().__init__(f"stopped{at}, kept; run again to go on")
+        super().__init__(f"stopped{at}, {kept}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,30 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """A run, its profile, and what was found in them."""
+    """A run, its profile, and what was found in them.
+
+    Attributes:
+        run: the run.
+        profile: the long table.
+        findings: what was found.
+        proofs: the retrainings that tested advice, in the order in which the advice's `evidence` first names them.
+    """
 
     run: Run
     profile: pl.DataFrame
     findings: Findings
+    proofs: tuple[Retraining, ...] = ()
+
+    def evidence(self) -> Iterator[tuple[str, Retraining]]:
+        """Pair every retraining with the page that the advice names as its evidence.
+
+        Yields:
+            Path relative to the report's folder, and the retraining with versions, time and device.
+        """
+        pages = dict.fromkeys(one.evidence for one in self.findings.advice if one.evidence)
+        for page, proof in zip(pages, self.proofs, strict=True):
+            seconds = round(sum(arm.seconds for arm in proof.arms), 1)
+            yield page, replace(proof, made={**self.findings.made, "seconds": seconds, **proof.made})
 
     @property
     def log(self) -> pl.DataFrame | None:
@@ -178,8 +199,7 @@ def analyse(
     measured = measure(run, settings, out, model=model, on_progress=on_progress)
     described = {"parameters": measured.parameters}
     findings = find(measured.run, measured.table, rule=rule, made=described)
-    curvature = settings.tier in {"stability", "curvature"}
-    if zoom and curvature and findings.spikes:
+    if zoom and findings.spikes:
         import polars as pl
 
         from hnf_offline.proof import zoom_before_spikes
@@ -192,16 +212,17 @@ def analyse(
         )
         measured = replace(measured, table=sort(pl.concat([measured.table, zooms.table])))
         findings = find(measured.run, measured.table, rule=rule, made=described, zooms=zooms.told)
+    proofs: tuple[Retraining, ...] = ()
     if prove:
         from hnf_offline.proof import can_replay, prove_advice
 
         if can_replay(measured.run, model):
-            advice, _ = _stoppable(
+            advice, proofs = _stoppable(
                 lambda: prove_advice(measured.run, findings, settings, model=model, on_progress=on_progress)
             )
             findings = replace(findings, advice=advice)
     made = {**findings.made, **made_by(command, measured.device, time.monotonic() - began, rule)}
-    return Analysis(measured.run, measured.table, replace(findings, made=made))
+    return Analysis(measured.run, measured.table, replace(findings, made=made), proofs)
 
 
 _Result = TypeVar("_Result")
@@ -213,65 +234,6 @@ def _stoppable(work: Callable[[], _Result]) -> _Result:
         return work()
     except KeyboardInterrupt as stop:
         raise InterruptedRunError(0, 0) from stop
-
-
-def advised_policies(run: Run, findings: Mapping[str, Any], start: int, stop: int) -> tuple[str, ...]:
-    """Read which policies a report recommends for spikes within some steps.
-
-    Args:
-        run: the run, for error messages.
-        findings: the findings as JSON values, of this program's own report.
-        start: the checkpoint that retraining begins at.
-        stop: the last step.
-
-    Returns:
-        Spellings of policies, each once.
-
-    Raises:
-        InputError: if the report recommends nothing that retraining can try there.
-    """
-    spikes = {spike.get("id"): spike for spike in findings.get("spikes", ())}
-    wanted = [one for one in findings.get("advice", ()) if one.get("policy")]
-    here = [
-        str(one["policy"])
-        for one in wanted
-        if one.get("spike") is None or start < int(spikes.get(one["spike"], {}).get("onset", -1)) <= stop
-    ]
-    if here:
-        return tuple(dict.fromkeys(here))
-    onsets = sorted({int(spikes[one["spike"]]["onset"]) for one in wanted if one.get("spike") in spikes})
-    raise InputError(
-        f"the report recommends nothing that retraining steps {start + 1} to {stop} could try",
-        path=run.path,
-        remedy="choose --from and --steps around the spikes at " + ", ".join(map(str, onsets))
-        if onsets
-        else "name a policy; see hnf whatif --list-policies",
-    )
-
-
-def report_of(
-    run: Run,
-    settings: ProfileSettings,
-    *,
-    rule: str,
-    model: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Mapping[str, Any]:
-    """Give the findings of a run as JSON values: of the report that is there, or of one made now.
-
-    Returns:
-        The findings.
-    """
-    folder = Path("reports") / run.name
-    try:
-        held = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
-        if Path(held["run"]["path"]).resolve() == run.path.resolve() and isinstance(held["advice"], list):
-            return held  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    out, _ = output_folder(folder, (run,))
-    done = analyse(run, settings, out, rule=rule, model=model, on_progress=on_progress)
-    return done.findings.to_json()
 
 
 def supplied(run: Run, settings: ProfileSettings, model: str | None) -> Run:
@@ -345,12 +307,24 @@ def measure(
 
 
 def plans(
-    runs: tuple[Run, ...], settings: ProfileSettings, folders: tuple[Path, ...], *, model: str | None = None
+    runs: tuple[Run, ...],
+    settings: ProfileSettings,
+    folders: tuple[Path, ...],
+    *,
+    model: str | None = None,
+    zoom: bool = False,
 ) -> list[dict[str, Any]]:
     """Say what profiling some runs would cost. Computes and writes nothing.
 
+    Args:
+        runs: the runs.
+        settings: what would be measured.
+        folders: where results would go.
+        model: `package.module:function` that builds the model, None where the run says.
+        zoom: also say what zooming before spikes would cost.
+
     Returns:
-        Per run: name, path, output folder, and the fields of `Plan`.
+        Per run: name, path, output folder, the fields of `Plan`, and those of `proof.planned_zooms`.
     """
     told = []
     for run, folder in zip(runs, folders, strict=True):
@@ -363,6 +337,10 @@ def plans(
             from hnf_offline.profile import plan
 
             one |= asdict(plan(supplied(run, settings, model), settings, folder, model_factory=model))
+            if zoom:
+                from hnf_offline.proof import planned_zooms
+
+                one |= planned_zooms(supplied(run, settings, model), settings, model)
         else:
             one |= {"checkpoints": 0, "missing": [f"{gone.what}: {gone.cost}" for gone in run.missing]}
         told.append(one)

@@ -59,6 +59,11 @@ def plan_text(told: Mapping[str, Any]) -> str:
             f"  about {_duration(told['seconds'])} a checkpoint, "
             f"{_duration(told['seconds'] * (told['checkpoints'] - told['cached']))} for those not in the cache",
         ]
+        if told.get("zoom_steps"):
+            lines.append(
+                f"  zoom: {told['zoom_steps']} steps before spikes, measured every {told['zoom_every']}, about "
+                f"{_duration(told['zoom_seconds'])}, and as much again where alarms are found; --zoom off leaves it out"
+            )
     else:
         lines.append("  no checkpoints: the log alone is analysed")
     return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])

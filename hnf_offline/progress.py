@@ -78,7 +78,9 @@ class Reporter:
     def __call__(self, progress: Progress) -> None:
         """Tell one step of progress."""
         before = self.last
-        if before is not None and (progress.done < before.done or progress.total != before.total):
+        if before is not None and (
+            progress.done < before.done or progress.total != before.total or progress.work != before.work
+        ):
             # Another piece of work begins, such as a zoom after the profile.
             self._spent, self._told_share, self._told_cache = 0.0, 0.0, False
         self.last = progress
@@ -87,7 +89,9 @@ class Reporter:
             return
         if progress.cached and not self._told_cache:
             self._told_cache = True
-            self._say(f"{progress.cached} of {progress.total} from cache")
+            # Only a profile knows beforehand how much of it is there.
+            counted = f"{progress.cached} of {progress.total} from cache"
+            self._say("steps measured before are taken from the cache" if progress.work else counted)
         if progress.event:
             self._say(progress.event)
         if is_live():
@@ -124,12 +128,15 @@ class Reporter:
 
     def _text(self, progress: Progress) -> str:
         fresh = progress.done - progress.cached
-        text = f"{self.label} {progress.done}/{progress.total} step {progress.step} {self.tier}".rstrip()
+        # Other work than what was asked for, such as a zoom within a report, has a tier and units of its own.
+        own = progress.work in {"", self.label}
+        label, tier, unit = (self.label, self.tier, f"/{self.unit}") if own else (progress.work, "", " each")
+        text = f"{label} {progress.done}/{progress.total} step {progress.step} {tier}".rstrip()
         if fresh <= 0:
             return text
         each = self._spent / fresh
         left = round(each * (progress.total - progress.done))
-        return f"{text} {each:.1f} s/{self.unit} ETA {left // 60}:{left % 60:02d}"
+        return f"{text} {each:.1f} s{unit} ETA {left // 60}:{left % 60:02d}"
 
 
 def _bar() -> Bar:

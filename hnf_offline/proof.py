@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from hnf_offline.retraining import Arm, Retraining
     from hnf_offline.run.records import Run
 
-#: A report zooms on its own while that takes no more of its time than the profile, or than this many seconds.
-AFFORDABLE_SECONDS = 60.0
 #: Advice is tried until so many steps after the spike it is about.
 STEPS_AFTER = 30
+#: Tiers that measure S.
+CURVATURE_TIERS = frozenset({"stability", "curvature"})
 #: Twins beside each trial, for the band that chance gives.
 TWINS = 2
 
@@ -73,16 +73,16 @@ def zoom_before_spikes(
     import polars as pl
 
     from hnf_offline.relate.stretches import stretches_to_zoom
-    from hnf_offline.rerun.planning import affordable_every
+    from hnf_offline.rerun.planning import affordable
     from hnf_offline.rerun.zoom import zoom
     from hnf_offline.table import sort, table
 
-    stretches = stretches_to_zoom(run, profile, findings)
+    stretches = stretches_to_zoom(run, profile, findings) if settings.tier in CURVATURE_TIERS else ()
     if not stretches or not can_replay(run, model):
         return Zooms(table(), ())
     own = replace(settings, tier="stability", layers=None, first_step=None, last_step=None, every=1)
     steps = sum(stretch.stop - stretch.start for stretch in stretches)
-    every = affordable_every(run, settings, own, steps, AFFORDABLE_SECONDS, model)
+    every = affordable(run, settings, own, steps, model).every
     tables, told = [table()], []
     for stretch in stretches:
         length = stretch.stop - stretch.start
@@ -108,6 +108,30 @@ def zoom_before_spikes(
         tables.append(zoomed.table)
         told.append(_told(stretch, zoomed.retraining, every))
     return Zooms(sort(pl.concat(tables)), tuple(told))
+
+
+def planned_zooms(run: Run, settings: ProfileSettings, model: str | None = None) -> dict[str, Any]:
+    """Say what zooming would cost a report, as far as the log alone tells where the spikes are.
+
+    Alarms are known only when checkpoints are measured: the stretches before them come on top.
+
+    Returns:
+        `zoom_steps`, `zoom_every` and `zoom_seconds`; empty where nothing would be zoomed.
+    """
+    from hnf_offline.relate.stretches import stretches_to_zoom
+    from hnf_offline.relate.whole import find
+    from hnf_offline.rerun.planning import affordable
+    from hnf_offline.table import table
+
+    if not can_replay(run, model) or settings.tier not in CURVATURE_TIERS:
+        return {}
+    stretches = stretches_to_zoom(run, table(), find(run, table()))
+    steps = sum(stretch.stop - stretch.start for stretch in stretches)
+    if not steps:
+        return {}
+    own = replace(settings, tier="stability", layers=None, first_step=None, last_step=None, every=1)
+    fineness = affordable(run, settings, own, steps, model)
+    return {"zoom_steps": steps, "zoom_every": fineness.every, "zoom_seconds": fineness.seconds}
 
 
 def can_replay(run: Run, model: str | None) -> bool:
@@ -141,12 +165,14 @@ def prove_advice(
         on_progress: called as the trials go on.
 
     Returns:
-        The advice with `tested` filled in, and the retrainings behind it, one a spike.
+        The advice with `tested` and `evidence` filled in, and the retrainings behind it, one a spike, in the
+        order in which `evidence` first names them.
     """
     from hnf_offline.rerun.whatif import whatif
 
     spikes = {spike.id: spike for spike in findings.spikes}
     tested: dict[int, str] = {}
+    evidence: dict[int, str] = {}
     retrainings: list[Retraining] = []
     for spike_id, wanted in _by_spike(findings.advice).items():
         spike = spikes.get(spike_id)
@@ -178,8 +204,10 @@ def prove_advice(
         for place in wanted:
             arm = next(arm for arm in done.arms if arm.policy == findings.advice[place].policy)
             tested[place] = _verdict_on(arm, done, spike)
+            evidence[place] = f"proof/spike-{spike_id}/index.html"
     advice = tuple(
-        replace(one, tested=tested.get(place, one.tested)) for place, one in enumerate(findings.advice)
+        replace(one, tested=tested.get(place, one.tested), evidence=evidence.get(place, ""))
+        for place, one in enumerate(findings.advice)
     )
     return advice, tuple(retrainings)
 
@@ -209,6 +237,8 @@ def _verdict_on(arm: Arm, done: Retraining, spike: Spike) -> str:
         said = f"tested: {arm.outcome}"
     elif not left:
         said = f"tested: this spike is gone, but there is {arm.outcome}"
+    elif left[0].onset > spike.peak:
+        said = f"tested: the spike comes {left[0].onset - spike.onset} steps later: {arm.outcome}"
     elif left[0].loss_peak < 0.9 * spike.loss_peak:
         said = f"tested: helps in part: {arm.outcome}"
     else:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hnf_offline.findings import Spike, plain
+from hnf_offline.findings import Alarm, Spike, plain
 
 SCHEMA = 1
 
@@ -176,6 +176,7 @@ class Retraining:
         largest_stable: the calibration of lr/S, None where it was not asked for.
         notes: sentences worth telling, in order.
         made: versions, time, device, seconds: the only part that differs between two identical reruns.
+        alarms: what a live monitor would have said within the measured steps, the earliest known first.
     """
 
     kind: str
@@ -188,6 +189,7 @@ class Retraining:
     largest_stable: LargestStable | None = None
     notes: tuple[str, ...] = ()
     made: Mapping[str, Any] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Give it as one JSON value, as design.md names the keys.
@@ -212,6 +214,7 @@ class Retraining:
             "twins": None if self.twins is None else asdict(self.twins),
             "largest_stable_lr": None if self.largest_stable is None else asdict(self.largest_stable),
             "notes": list(self.notes),
+            "alarms": [asdict(alarm) for alarm in self.alarms],
             "made": dict(self.made),
         })
         assert isinstance(result, dict)

@@ -75,15 +75,17 @@ def report(
     settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
     folder, remark = output_folder(out, (run,), force=force)
     if plan:
-        return print_plans((run,), settings, (folder,), model, as_json)
+        return print_plans((run,), settings, (folder,), model, as_json, zoom=zoom is ZoomName.auto)
     remarks(run, remark, quiet)
-    from hnf_offline.report import write_report
+    from hnf_offline.report import write_report, write_retraining
 
     with Reporter("profile", tier, quiet=quiet) as tell:
         done = analyse(
             run, settings, folder, rule=rule, command=typed_command(), model=model,
             zoom=zoom is ZoomName.auto, prove=prove, on_progress=tell,
         )  # fmt: skip
+    for evidence, proof in done.evidence():
+        write_retraining(proof, done.log, (folder / evidence).parent, command=typed_command())
     page = write_report(done.findings, done.log, done.profile, folder, command=typed_command())
     if as_json:
         return emit_json(done.findings.to_json())

@@ -22,9 +22,11 @@ def print_plans(
     folders: tuple[Path, ...],
     model: str | None,
     as_json: bool,
+    *,
+    zoom: bool = False,
 ) -> None:
-    """Print what profiling some runs would cost; nothing is computed or written."""
-    told = plans(runs, settings, folders, model=model)
+    """Print what profiling some runs would cost, and zooming if asked; nothing is computed or written."""
+    told = plans(runs, settings, folders, model=model, zoom=zoom)
     if as_json:
         from hnf_offline.findings import plain
 

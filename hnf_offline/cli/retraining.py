@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hnf_offline.cli.remarks import no_checkpoints, typed_command
 from hnf_offline.errors import UsageError
-from hnf_offline.pipeline import made_by, output_folder, relative
+from hnf_offline.pipeline import InterruptedRunError, made_by, output_folder, relative
 from hnf_offline.printing import emit, emit_json, fields_text, terminal
 
 if TYPE_CHECKING:
+    from hnf_offline.progress import Reporter
     from hnf_offline.retraining import Retraining
     from hnf_offline.run.records import Run
 
@@ -76,16 +77,39 @@ def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool) -> None:
     return emit(fields_text(told))
 
 
-def tell(
-    done: Retraining, run: Run, folder: Path, *, device: str, seconds: float, quiet: bool, as_json: bool
-) -> None:
-    """Write the page and print the result."""
-    from hnf_offline.report import retraining_summary, write_retraining
+def write(
+    done: Retraining, run: Run, folder: Path, *, device: str, seconds: float
+) -> tuple[Retraining, Path]:
+    """Write the page.
+
+    Returns:
+        The retraining with what made it, and the path of the page.
+    """
+    from hnf_offline.report import write_retraining
 
     made = made_by(typed_command(), str(done.made.get("device", device)), seconds, "robust")
     done = replace(done, made={**made, **done.made})
     log = None if run.log is None else run.log.rows
-    page = write_retraining(done, log, folder, command=typed_command())
+    return done, write_retraining(done, log, folder, command=typed_command())
+
+
+def interrupted(progress: Reporter, kept: str) -> InterruptedRunError:
+    """Say how far a retraining had come when the user stopped it, and what is kept of it.
+
+    Returns:
+        The error to raise.
+    """
+    last = progress.last
+    return InterruptedRunError(0 if last is None else last.done, 0 if last is None else last.total, kept)
+
+
+def tell(
+    done: Retraining, run: Run, folder: Path, *, device: str, seconds: float, quiet: bool, as_json: bool
+) -> None:
+    """Write the page and print the result."""
+    from hnf_offline.report import retraining_summary
+
+    done, page = write(done, run, folder, device=device, seconds=seconds)
     if as_json:
         return emit_json(done.to_json())
     if not quiet:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hnf_offline.cli.app import verb
+from hnf_offline.cli.recommended import advised_policies, report_of
 from hnf_offline.cli.remarks import remarks
-from hnf_offline.cli.retraining import check_start, print_plan, retraining_folder, tell
+from hnf_offline.cli.retraining import check_start, interrupted, print_plan, retraining_folder, tell, write
 from hnf_offline.errors import UsageError
 from hnf_offline.options import (
     Device,
@@ -33,7 +34,7 @@ from hnf_offline.options import (
     Twins,
     profile_settings,
 )
-from hnf_offline.pipeline import advised_policies, open_input, report_of
+from hnf_offline.pipeline import open_input, relative
 from hnf_offline.printing import emit, emit_json, terminal
 from hnf_offline.progress import Reporter
 
@@ -129,13 +130,21 @@ def whatif(
         return print_plan(planned, run, folder, as_json=as_json)
     remarks(run, remark, quiet)
     began = time.monotonic()
+    from hnf_offline.rerun.whatif import StoppedError
     from hnf_offline.rerun.whatif import whatif as retrain
 
-    with Reporter("whatif", "", unit="step", quiet=quiet) as progress:
-        done = retrain(
-            run, start=start, steps=steps, policies=arms, settings=settings, every=every,
-            model=model, twins=twins, find_largest_stable=find is not None, on_progress=progress,
-        )  # fmt: skip
+    with Reporter("whatif", "", unit="arm" if every == 0 else "step", quiet=quiet) as progress:
+        try:
+            done = retrain(
+                run, start=start, steps=steps, policies=arms, settings=settings, every=every,
+                model=model, twins=twins, find_largest_stable=find is not None, on_progress=progress,
+            )  # fmt: skip
+        except StoppedError as stopped:
+            seconds = time.monotonic() - began
+            _, page = write(stopped.retraining, run, folder, device=device, seconds=seconds)
+            raise interrupted(progress, f"the arms that were done are kept: {relative(page)}") from stopped
+        except KeyboardInterrupt as stopped:
+            raise interrupted(progress, "before any policy was tried: nothing to keep") from stopped
     return tell(
         done, run, folder, device=device, seconds=time.monotonic() - began,
         quiet=quiet, as_json=as_json,

@@ -9,7 +9,7 @@ import typer
 
 from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import remarks
-from hnf_offline.cli.retraining import check_start, print_plan, retraining_folder, tell
+from hnf_offline.cli.retraining import check_start, interrupted, print_plan, retraining_folder, tell
 from hnf_offline.errors import UsageError
 from hnf_offline.options import (
     Device,
@@ -87,10 +87,13 @@ def zoom(
     from hnf_offline.rerun.zoom import zoom as retrain
 
     with Reporter("zoom", tier, unit="step", quiet=quiet) as progress:
-        done = retrain(
-            run, start=start, stop=stop, settings=settings, out=folder, every=every, model=model,
-            twins=twins, on_progress=progress,
-        )  # fmt: skip
+        try:
+            done = retrain(
+                run, start=start, stop=stop, settings=settings, out=folder, every=every, model=model,
+                twins=twins, on_progress=progress,
+            )  # fmt: skip
+        except KeyboardInterrupt as stopped:
+            raise interrupted(progress, "kept; run again to go on") from stopped
     return tell(
         done.retraining, run, folder, device=device, seconds=time.monotonic() - began,
         quiet=quiet, as_json=as_json,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hnf_offline.detect.growth import SPARSE_GAP, forecast
+from hnf_offline.detect.growth import POINTS, SPARSE_GAP, forecast
 from hnf_offline.detect.measured import Measured, one
 from hnf_offline.detect.rules import STUDIED, Rules
-from hnf_offline.detect.trailing import Floats
+from hnf_offline.detect.trailing import Flags, Floats
 from hnf_offline.findings import Alarm, Spike
 
 QUANTITY = "hessian.stability_ratio"
 RATCHET = 0.7  # lasting factor on the learning rate at an alarm
+STUDIED_GAP = 8  # steps between two looks in the prediction study, whose forecasts these are
 STEADY = 5  # rows of a zoom whose median arms and forecasts: one step's S is noisy
 
 
@@ -31,9 +33,10 @@ def stability_alarms(
     already above `on` was never seen to climb: a note ("edge-from-start", info).
 
     Where a stretch was zoomed, S at every step crosses the edge. To arm and to forecast takes more than one
-    noisy step: there the median of the last five rows counts, the growth is fitted at the distance of
-    checkpoints, and the machine arms again only `refractory` steps after the last S > on. At a checkpoint
-    the forecast is that of the checkpoints alone, so looking closer can only make an alarm earlier.
+    noisy step: there the median of the last five rows counts, and the machine arms again only `refractory`
+    steps after the last S > on. A forecast there is made from that stretch alone, at the distance of 8 steps
+    that was studied: what a monitor that looks at every step says does not depend on how far apart checkpoints
+    were saved. Outside of zoomed stretches forecasts are made from checkpoints alone.
 
     Args:
         profile: the long table.
@@ -45,7 +48,11 @@ def stability_alarms(
         The alarms in order; `step` and `known_at` are the checkpoint, or the step of the zoom.
     """
     series = one(profile, QUANTITY)
+    places = [series.place(row) for row in range(series.steps.size)]
     rates = dict(_pairs(one(profile, "optimizer.learning_rate")))
+    saved = ~series.zoomed if series.zoomed.size else np.ones(series.steps.size, dtype=np.bool_)
+    begins = _stretches(series)
+    series = replace(series, zoomed=_of_zoom(series, begins))
     onsets = np.sort(np.array([spike.onset for spike in spikes], dtype=np.int64))
     alarms: list[Alarm] = []
     state = "start"
@@ -71,7 +78,7 @@ def stability_alarms(
             state = "armed" if state != "forecast" or stale else state
         if value > rules.on:
             last_above = step
-            place = series.place(row)
+            place = places[row]
             if state == "armed":
                 alarms.append(_edge(step, place, value, rates.get(step), rules))
                 state = "alarmed"
@@ -83,11 +90,9 @@ def stability_alarms(
                 alarms.append(_note(step, place, value, rules, "edge-from-start", first))
                 state = "alarmed"
         elif state == "armed" and level is not None and level > rules.forecast_from:
-            crossing = _forecast(series, usable_from, row, level, rules)
+            crossing = _forecast(series, saved, begins, usable_from, row, level, rules)
             if crossing is not None:
-                alarms.append(
-                    _forecast_alarm(step, series.place(row), value, crossing, rates.get(step), rules)
-                )
+                alarms.append(_forecast_alarm(step, places[row], value, crossing, rates.get(step), rules))
                 state = "forecast"
                 expires = crossing + 2 * (crossing - step) + rules.forecast_steps
         if state == "start":
@@ -126,41 +131,80 @@ def _level(recent: Floats, zoomed: bool) -> float | None:
     return None if zoomed and recent.size < STEADY else float(np.median(recent))
 
 
-def _forecast(series: Measured, first: int, row: int, level: float, rules: Rules) -> float | None:
+def _stretches(series: Measured) -> NDArray[np.int64]:
+    """Find the zoomed stretches: rows of a zoom and the checkpoints among them, never more than 16 steps apart.
+
+    Returns:
+        For each row the first row of its stretch; -1 outside of stretches.
+    """
+    begins = np.full(series.steps.size, -1, dtype=np.int64)
+    for row in range(series.steps.size):
+        joined = row > 0 and begins[row - 1] >= 0 and series.steps[row] - series.steps[row - 1] <= SPARSE_GAP
+        if joined:
+            begins[row] = begins[row - 1]
+        elif series.from_zoom(row):
+            begins[row] = row
+    return begins
+
+
+def _of_zoom(series: Measured, begins: NDArray[np.int64]) -> Flags:
+    """Mark the rows that are read as a zoom's: its own, and checkpoints once it has enough of a history.
+
+    Returns:
+        One flag a row.
+    """
+    history = (POINTS - 2) * STUDIED_GAP
+    long = series.steps - series.steps[np.maximum(begins, 0)] >= history
+    own = series.zoomed if series.zoomed.size else np.zeros(series.steps.size, dtype=np.bool_)
+    return np.asarray(own | ((begins >= 0) & long))
+
+
+def _forecast(
+    series: Measured,
+    saved: Flags,
+    begins: NDArray[np.int64],
+    first: int,
+    row: int,
+    level: float,
+    rules: Rules,
+) -> float | None:
     """Forecast the crossing of `on` from what was measured since the last aftershock.
 
-    At a checkpoint: from the checkpoints. In a zoom: from the level now, and earlier values at least the usual
-    distance of checkpoints apart, so that five neighbouring steps never make a fit.
+    In a zoom: from its own rows 8 steps apart, so that neighbouring steps never make a fit, and within the studied
+    horizon. Elsewhere, and at a checkpoint soon after a zoom has begun: from the checkpoints.
 
     Returns:
         The step of the crossing, None without one within the horizon.
     """
-    steps, values, gap = _spaced(series, first, row, level)
+    horizon = float(rules.forecast_steps)
+    if series.from_zoom(row):
+        chosen = _grid(series, max(first, int(begins[row])), row)
+        values = np.array([*(np.median(_recent(series, first, one)) for one in chosen[:-1]), level])
+    else:
+        chosen = np.arange(first, row + 1)
+        chosen = chosen[saved[chosen]]
+        values = series.values[chosen]
+        gaps = np.diff(series.steps[chosen][-5:])
+        horizon = max(horizon, rules.forecast_gaps * float(np.median(gaps))) if gaps.size else horizon
+    steps = series.steps[chosen]
     if steps.size < 2:
         return None
-    horizon = max(float(rules.forecast_steps), rules.forecast_gaps * gap)
     return forecast(steps, values, float(steps[-1]), rules.on, horizon, straight=rules.straight)
 
 
-def _spaced(series: Measured, first: int, row: int, level: float) -> tuple[NDArray[np.int64], Floats, float]:
-    """Choose the points of a forecast, and say how far apart checkpoints usually are.
+def _grid(series: Measured, first: int, row: int) -> NDArray[np.int64]:
+    """Choose rows up to one of them, at least 8 steps apart.
 
     Returns:
-        Steps, values and the gap.
+        Rows, ascending.
     """
-    usable = np.arange(first, row + 1)
-    checkpoints = usable[~series.zoomed[usable]] if series.zoomed.size else usable
-    gaps = np.diff(series.steps[checkpoints][-5:])
-    gap = float(np.median(gaps)) if gaps.size else float(SPARSE_GAP)
-    if not series.from_zoom(row):
-        return series.steps[checkpoints], series.values[checkpoints], gap
     chosen = [row]
-    for earlier in usable[-2::-1].tolist():
-        if series.steps[chosen[-1]] - series.steps[earlier] >= gap and np.isfinite(series.values[earlier]):
+    for earlier in range(row - 1, first - 1, -1):
+        if series.steps[chosen[-1]] - series.steps[earlier] >= STUDIED_GAP and np.isfinite(
+            series.values[earlier]
+        ):
             chosen.append(earlier)
-    chosen.reverse()
-    values = np.array([*(np.median(_recent(series, first, one)) for one in chosen[:-1]), level])
-    return series.steps[chosen], values, gap
+    return np.array(chosen[::-1])
 
 
 def _edge(step: int, place: str, value: float, rate: float | None, rules: Rules) -> Alarm:

@@ -53,6 +53,7 @@ class Progress:
         cached: checkpoints taken from the cache.
         seconds: what this checkpoint cost, 0.0 from the cache.
         event: a sentence worth telling now ("step 140: S crosses 1 in layers.0"), "" for none.
+        work: what is going on where that is not what was asked for, such as a "zoom" within a report; "" otherwise.
     """
 
     step: int
@@ -61,6 +62,7 @@ class Progress:
     cached: int
     seconds: float
     event: str = ""
+    work: str = ""
 
 
 @dataclass(frozen=True, slots=True)

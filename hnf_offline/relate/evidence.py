@@ -19,7 +19,7 @@ from hnf_offline.relate.series import (
     spacing_at,
     zoomed_steps,
 )
-from hnf_offline.table import one_source, series
+from hnf_offline.table import of_checkpoints, one_source, series
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,7 +55,7 @@ class Evidence:
         alarms: alarms in the window before the onset that announce this spike and no earlier one.
         stability: those of them that speak of the whole model's stability ratio.
         jump: the learning-rate rise just before the onset, None where there was none.
-        last_stable: last measured point before the jump, or before the onset, with S < 1: step and S.
+        last_stable: last checkpoint before the jump, or before the onset, with S < 1: step and S.
         before: last measured point before the onset with known S: step and S.
         after: first measured point at or after the onset with known S: step and S.
         learning_rate: rate of the update before the onset, None where it is not logged.
@@ -154,7 +154,9 @@ def gather(
     jump = find_jump(log, spike.onset)
     headroom = [alarm.known_at for alarm in mine if alarm.rule == "headroom"]
     edge = min([*headroom, *([jump.step] if jump else []), spike.onset]) - 1
-    stable = values < 1
+    # S of a single step is noisy, and only a checkpoint can be gone back to.
+    saved_steps, saved = points(of_checkpoints(profile), "hessian.stability_ratio")
+    stable = saved < 1
     logged, rates = column(log, "learning_rate")
     rate = last_at_or_before(logged, rates, spike.onset - 1)
     if rate is None:
@@ -167,7 +169,7 @@ def gather(
         alarms=mine,
         stability=stability,
         jump=jump,
-        last_stable=last_at_or_before(steps[stable], values[stable], edge),
+        last_stable=last_at_or_before(saved_steps[stable], saved[stable], edge),
         before=last_at_or_before(steps, values, spike.onset - 1),
         after=first_after(steps, values, spike.onset - 1),
         learning_rate=None if rate is None else rate[1],

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from hnf_offline.detect.rules import STUDIED
 from hnf_offline.findings import Alarm, Findings, Spike
 from hnf_offline.relate.rules import STABILITY_RULES
 from hnf_offline.relate.series import points
@@ -19,9 +18,13 @@ if TYPE_CHECKING:
     from hnf_offline.run.records import Run
 
 RATIO = "hessian.stability_ratio"
-#: S at the edge of stability.
-EDGE = 1.0
-#: Gaps to go back before the one an alarm became known in, where S had passed its level before.
+#: S below which the alarm arms (detect.rules), and steps after a spike in which S is its aftershock.
+ARMING, REFRACTORY = STUDIED.off, STUDIED.refractory
+#: Steps before an alarm that its forecast rests on: four looks 8 steps apart, and some to come earlier.
+HISTORY = 48
+#: Steps before its alarm at which a climb has begun, as a rule.
+FARTHEST = 96
+#: Gaps to go back where checkpoints are farther apart than that.
 GAPS_BACK = 2
 
 
@@ -45,17 +48,15 @@ class Stretch:
 def stretches_to_zoom(run: Run, profile: pl.DataFrame, findings: Findings) -> tuple[Stretch, ...]:
     """Choose the stretches whose zoom makes leads and first layers known to the step.
 
-    For each spike two: from the last checkpoint with optimizer state before the onset to the onset (where S is
-    past 1 there already, from the one before its crossing, at most two gaps earlier), and from
-    the checkpoint with optimizer state before the one at which the story's first S alarm became known to that
-    one. Where S was past the alarm's level already at the start of that gap, or is not known there, it goes
-    back one more gap, at most twice. Stretches that overlap or touch are one. A retraining passes no resume,
-    so a spike at one gets none, and no stretch contains one; S needs optimizer state, so none starts
-    without.
+    For each spike the whole climb: up to its onset, from the last checkpoint with optimizer state at which S was
+    still below the level at which the alarm arms, and 48 steps before the story's first S alarm, since a forecast
+    needs a history. It goes back at most 96 steps or two gaps from that alarm (or from the onset), and not into
+    the spike before. A retraining passes no resume, so a spike at one gets no stretch, and none contains one; S
+    needs optimizer state, so none starts without. Stretches that overlap or touch are one.
 
     Args:
         run: the run directory as found on disk.
-        profile: the long table; may be empty, then only the stretches before onsets are known.
+        profile: the long table; may be empty, then each begins at the last checkpoint before the onset.
         findings: what was found in it.
 
     Returns:
@@ -63,53 +64,61 @@ def stretches_to_zoom(run: Run, profile: pl.DataFrame, findings: Findings) -> tu
     """
     ratio, unusable = _known(profile)
     states = sorted({one.step for one in run.checkpoints if one.optimizer_files} - unusable)
+    gap = run.gap or 1
     chosen: list[Stretch] = []
     for spike in findings.spikes:
         if spike.at_resume:
             continue
-        chosen += _before_onset(spike, states, ratio, run.resume_steps)
         alarm = _first_alarm(spike, findings)
-        if alarm is not None:
-            chosen += _around_alarm(spike, alarm, states, ratio)
-    return _merged([one for one in chosen if not _passes_resume(one, run.resume_steps)], run.resume_steps)
+        rest = max((one.onset for one in findings.spikes if one.onset < spike.onset), default=-REFRACTORY)
+        begin = _begin(spike, alarm, states, ratio, max(FARTHEST, GAPS_BACK * gap), rest, run.resume_steps)
+        if begin is not None:
+            because = f"S and the first layer at every step before the onset of spike {spike.id}"
+            if alarm is not None:
+                because += "; the step at which its alarm could first be known"
+            chosen.append(Stretch(begin, spike.onset, (spike.id,), because))
+    return _merged(chosen, run.resume_steps)
 
 
-def _before_onset(
-    spike: Spike, states: list[int], ratio: dict[int, float], resume_steps: tuple[int, ...]
-) -> list[Stretch]:
-    place = bisect_left(states, spike.onset) - 1
-    if place < 0:
-        return []
-    because = f"S and the first layer at every step before the onset of spike {spike.id}"
-    shortest = Stretch(states[place], spike.onset, (spike.id,), because)
-    # Where S is past the edge already, the crossing is looked for in the gaps before, as far as a retraining goes.
-    for start in reversed(states[max(0, place - GAPS_BACK) : place + 1]):
-        longer = replace(shortest, start=start)
-        if ratio.get(start, 0.0) <= EDGE and not _passes_resume(longer, resume_steps):
-            return [longer]
-    return [shortest]
+def _begin(
+    spike: Spike,
+    alarm: Alarm | None,
+    states: list[int],
+    ratio: dict[int, float],
+    farthest: int,
+    rest: int,
+    resume_steps: tuple[int, ...],
+) -> int | None:
+    """Choose where a spike's stretch begins.
 
-
-def _around_alarm(spike: Spike, alarm: Alarm, states: list[int], ratio: dict[int, float]) -> list[Stretch]:
-    place = bisect_left(states, alarm.known_at) - 1
-    if place < 0:
-        return []
-    back = 0
-    while back < GAPS_BACK and place - back > 0 and not _below(ratio.get(states[place - back]), alarm):
-        back += 1
-    because = f"the step at which the alarm of spike {spike.id} could first be known"
-    return [Stretch(states[place - back], alarm.known_at, (spike.id,), because)]
-
-
-def _below(ratio: float | None, alarm: Alarm) -> bool:
-    return ratio is not None and bool(np.isfinite(ratio)) and ratio <= alarm.threshold
+    Returns:
+        Step of a checkpoint with optimizer state, None where there is none that could be used.
+    """
+    before = [
+        step
+        for step in states[: bisect_left(states, spike.onset)]
+        if not _passes_resume(step, spike.onset, resume_steps)
+    ]
+    if not before:
+        return None
+    known = spike.onset if alarm is None else alarm.known_at
+    history = HISTORY if alarm is not None and alarm.rule != "headroom" else 0
+    # Aftershocks of the spike before say nothing about this one.
+    within = [step for step in before if step >= known - farthest and step >= rest + REFRACTORY] or before[
+        -1:
+    ]
+    low = [step for step in within if ratio.get(step, 0.0) < ARMING]
+    for candidates in ([step for step in low if step <= known - history], low[:1], within[:1]):
+        if candidates:
+            return candidates[-1]
+    return None
 
 
 def _first_alarm(spike: Spike, findings: Findings) -> Alarm | None:
-    """The story's first alarm, where it is of S; one of the logged learning rate is known to the step already.
+    """The story's first alarm, where it is of S.
 
     Returns:
-        The alarm, None where there is nothing to sharpen.
+        The alarm, None where there is none.
     """
     story = next((story for story in findings.stories if story.spike == spike.id), None)
     if story is None or story.known_at is None:
@@ -123,9 +132,7 @@ def _first_alarm(spike: Spike, findings: Findings) -> Alarm | None:
         and alarm.severity != "info"
         and alarm.rule in STABILITY_RULES
     ]
-    if not at or any(alarm.rule == "headroom" for alarm in at):
-        return None
-    return at[0]
+    return next((alarm for alarm in at if alarm.rule != "headroom"), at[0] if at else None)
 
 
 def _known(profile: pl.DataFrame) -> tuple[dict[int, float], set[int]]:
@@ -142,9 +149,9 @@ def _known(profile: pl.DataFrame) -> tuple[dict[int, float], set[int]]:
     return ratio, set(points(saved, "hessian.lambda_max")[0].tolist()) - set(ratio)
 
 
-def _passes_resume(stretch: Stretch, resume_steps: tuple[int, ...]) -> bool:
+def _passes_resume(start: int, stop: int, resume_steps: tuple[int, ...]) -> bool:
     # A resume at step r goes on from the weights after r - 1 updates.
-    return any(stretch.start + 1 < step <= stretch.stop for step in resume_steps)
+    return any(start + 1 < step <= stop for step in resume_steps)
 
 
 def _merged(chosen: list[Stretch], resume_steps: tuple[int, ...]) -> tuple[Stretch, ...]:
@@ -156,7 +163,7 @@ def _merged(chosen: list[Stretch], resume_steps: tuple[int, ...]) -> tuple[Stret
     merged: list[Stretch] = []
     for one in sorted(chosen, key=lambda stretch: (stretch.start, stretch.stop)):
         joint = _joint(merged[-1], one) if merged and one.start <= merged[-1].stop else None
-        if joint is None or _passes_resume(joint, resume_steps):
+        if joint is None or _passes_resume(joint.start, joint.stop, resume_steps):
             merged.append(one)
         else:
             merged[-1] = joint

@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hnf_offline.report.axis import value_axis
+from hnf_offline.report.axis import Axis, value_axis
 from hnf_offline.report.chart import Chart, Line, Strip, Window
 from hnf_offline.report.colours import SERIES
 from hnf_offline.report.evidence import Predictors, Raster, share
 from hnf_offline.report.layer_map import BAND_NAMES, LayerMap
 from hnf_offline.report.pooling import column_slots, slot_values
 from hnf_offline.report.svg_map import colours_of, ends, indices
-from hnf_offline.report.text import clean, number
+from hnf_offline.report.text import axis_number, clean, number
 
 _DASH = {"solid": "-", "dashed": "--", "dotted": ":"}
 _SHAPE = {"triangle": "^", "down": "v", "diamond": "D", "square": "s", "cross": "X", "circle": "o"}
@@ -86,11 +86,22 @@ def _strip(axis: Any, strip: Strip, panel: Chart) -> None:
     for window in strip.windows:
         _shade(axis, window)
         axis.text(window.first, 0.03, window.label, transform=axis.get_xaxis_transform(), fontsize=8)
-    axis.set_yscale(ends_of.scale)
-    axis.set_ylim(ends_of.low, ends_of.high)
+    plain_scale(axis, ends_of, strip.height)
     axis.set_ylabel(strip.label)
     if len(strip.lines) > 1:
         axis.legend(fontsize=8, frameon=False)
+
+
+def plain_scale(axis: Any, ends_of: Axis, height: int) -> None:
+    """Give a vertical axis the scale, ends and ticks of the page's picture, numbers in plain text.
+
+    matplotlib spells the powers of a log axis as mathematics, which is switched off for the sake of layer names.
+    """
+    axis.set_yscale(ends_of.scale)
+    axis.set_ylim(ends_of.low, ends_of.high)
+    ticks = ends_of.ticks(max(2, height // 40))
+    axis.set_yticks(ticks, [axis_number(tick) for tick in ticks])
+    axis.minorticks_off()
 
 
 def _line(axis: Any, line: Line, strip: Strip, high: float) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnf_offline.findings import Findings, Growth, ReplayCheck
+from hnf_offline.findings import Advice, Findings, Growth, ReplayCheck
 from hnf_offline.quantities import catalogue
 from hnf_offline.report import figures, svg, svg_evidence, svg_map, words
 from hnf_offline.report.chart import Chart
@@ -86,6 +86,7 @@ def write_report(
     Raises:
         UsageError: if the folder cannot be written.
     """
+    findings = replace(findings, advice=tuple(_with_evidence_written(one, out) for one in findings.advice))
     built = panels(findings, run_log, profile)
     with whole(out) as scratch:
         drawn = save_figures(built, scratch / "figures")
@@ -97,6 +98,11 @@ def write_report(
         page = report_page(findings, built, run_log, profile, command=command, files=hashes, drawn=drawn)
         write_text(scratch / "index.html", page)
     return out / "index.html"
+
+
+def _with_evidence_written(one: Advice, out: Path) -> Advice:
+    # A page links only to what is there.
+    return one if not one.evidence or (out / one.evidence).is_file() else replace(one, evidence="")
 
 
 def save_figures(built: Panels, folder: Path) -> tuple[str, ...]:
@@ -198,6 +204,7 @@ def report_page(
                 "action": words.sentence(one.action),
                 "because": words.sentence(one.because),
                 "tested": words.sentence(one.tested),
+                "evidence": clean(one.evidence),
                 "policy": clean(one.policy),
                 "numbers": ", ".join(
                     f"{key.replace('_', ' ')} {number(value)}" for key, value in one.numbers.items()

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from hnf_offline.report.axis import Axis, value_axis
 from hnf_offline.report.chart import Line
 from hnf_offline.report.colours import ARMS_LIGHT, SERIES
-from hnf_offline.report.figures import STYLE
+from hnf_offline.report.figures import STYLE, plain_scale
 from hnf_offline.report.retraining_panels import ArmsStrip, Picture
 from hnf_offline.report.retraining_svg import framed
-from hnf_offline.report.text import axis_number, clean
+from hnf_offline.report.text import clean
 from hnf_offline.retraining import LargestStable
 
 _DASH = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.4))}
@@ -57,7 +57,9 @@ def _strip(axis: Any, one: ArmsStrip, panel: Picture) -> None:
     ends_of = value_axis(framed(one), 0.0, 1.0, panel.first, panel.last)
     for band in one.bands:
         low, high = (np.clip(ends, ends_of.low, ends_of.high) for ends in (band.low, band.high))
-        axis.fill_between(band.steps, low, high, color="#6b7280", alpha=0.3, linewidth=0, label=band.label)
+        axis.fill_between(
+            band.steps, low, high, color="#E69F00", alpha=0.38, linewidth=0, label=band.label, zorder=1.7
+        )
     for line in one.strip.lines:
         _line(axis, line)
     for level in one.strip.levels:
@@ -75,12 +77,7 @@ def _strip(axis: Any, one: ArmsStrip, panel: Picture) -> None:
             first, top - 0.025, clean(ribbon.window.label) + " ", transform=axis.get_xaxis_transform(), ha="right",
             va="center", fontsize=7,
         )  # fmt: skip
-    axis.set_yscale(ends_of.scale)
-    axis.set_ylim(ends_of.low, ends_of.high)
-    ticks = ends_of.ticks(max(2, one.strip.height // 40))
-    # matplotlib spells powers as mathematics, which is switched off for the sake of layer names.
-    axis.set_yticks(ticks, [axis_number(tick) for tick in ticks])
-    axis.minorticks_off()
+    plain_scale(axis, ends_of, one.strip.height)
     axis.set_ylabel("\n".join(one.strip.label.split(", ")), fontsize=8)
     if one.named:
         # Beside the strip: many arms would hide their own lines.
@@ -93,10 +90,12 @@ def _line(axis: Any, line: Line) -> None:
     if line.reach is not None and len(steps) > 1:
         far = np.flatnonzero(np.diff(steps) > line.reach) + 1
         steps, values = np.insert(steps, far, steps[far]), np.insert(values, far, np.nan)
+    # The broad line of the log would hide a narrow band, so it lies below.
     broad = line.role == "logged"
     axis.plot(
         steps, values, color=COLOURS[line.role], linestyle=_DASH[line.dash], linewidth=4.5 if broad else 1.3,
         label=clean(line.label)[:40], marker="." if line.marker else None, markersize=3,
+        zorder=1.5 if broad else 2.0,
     )  # fmt: skip
 
 

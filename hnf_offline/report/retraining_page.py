@@ -161,7 +161,8 @@ def _caveat(retraining: Retraining) -> str:
     more = len(retraining.arms) - 3
     said = "; ".join(told) + (f"; and {more} more below" if told and more > 0 else "")
     mismatch = retraining.reproduction.first_mismatch
-    first = "" if mismatch is None else f"The first loss that differs is that of step {mismatch:,}. "
+    named = f"of step {mismatch} " in retraining.reproduction.because
+    first = "" if mismatch is None or named else f"The first loss that differs is that of step {mismatch:,}. "
     return first + (words.sentence(said) if said else "")
 
 

@@ -21,7 +21,7 @@ from hnf_offline.report.chart import (
 from hnf_offline.report.colours import ARM_DASHES, ARMS_LIGHT
 from hnf_offline.report.retraining_words import edge_crossing, highest, policy_name
 from hnf_offline.report.series import logged
-from hnf_offline.report.text import loss
+from hnf_offline.report.text import loss, number
 from hnf_offline.retraining import Arm, Retraining, Twins
 
 if TYPE_CHECKING:
@@ -263,7 +263,9 @@ def difference_strip(retraining: Retraining, run_log: pl.DataFrame | None) -> Ar
         return None
     at, difference = (np.array(one, float) for one in zip(*known, strict=True))
     line = Line("difference", "was", at, difference, marker="circle", reach=1.5)
-    strip = Strip("loss, retrained over logged, relative", (line,), (Level(0.0, "equal"),), height=90)
+    largest = number(float(np.abs(difference).max()), 2)
+    level = Level(0.0, f"equal; at most {largest} apart")
+    strip = Strip("loss, retrained over logged, relative", (line,), (level,), height=90)
     return ArmsStrip(strip)
 
 
@@ -312,6 +314,9 @@ def _marks(retraining: Retraining) -> tuple[Mark, ...]:
         if retraining.start < spike.onset <= retraining.stop
     ]
     crossed = edge_crossing(as_was)
-    if crossed is not None and retraining.kind == "zoom":
+    if retraining.alarms:
+        known = retraining.alarms[0].known_at
+        marks.append(Mark(float(known), f"alarm known at {known:,}", "dashed", "spike"))
+    elif crossed is not None and retraining.kind == "zoom":
         marks.append(Mark(float(crossed), f"S above 1 at {crossed:,}", "dashed", "spike"))
     return tuple(marks)

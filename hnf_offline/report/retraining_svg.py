@@ -95,6 +95,9 @@ def _strip(one: ArmsStrip, steps: Axis, top: float) -> list[str]:
         y = values.pixel(tick)
         body.append(element("path", d=f"M{steps.start:.1f} {y:.1f}H{steps.stop:.1f}", class_="grid"))
         body.append(text(steps.start - 6, y + 4, axis_number(tick), text_anchor="end", class_="small"))
+    # The broad line of the log would hide a narrow band.
+    logged = [line for line in strip.lines if line.role == "logged"]
+    body += [part for line in logged for part in _line(line, strip, steps, values)]
     body += [_band(band, strip, steps, values) for band in one.bands]
     for ribbon in one.ribbons:
         body += _ribbon(ribbon.window, steps, top + HEAD + _RIBBON * ribbon.row - 2)
@@ -102,7 +105,8 @@ def _strip(one: ArmsStrip, steps: Axis, top: float) -> list[str]:
         y = values.pixel(level.value)
         body.append(element("path", d=f"M{steps.start:.1f} {y:.1f}H{steps.stop:.1f}", class_="level"))
         body.append(text(steps.stop + 6, y + 4, level.label, class_="small"))
-    body += [part for line in strip.lines for part in _line(line, strip, steps, values)]
+    others = [line for line in strip.lines if line.role != "logged"]
+    body += [part for line in others for part in _line(line, strip, steps, values)]
     for peak in one.peaks:
         y = max(values.pixel(max(peak.value, values.low)) - 9, start - 4)
         body.append(

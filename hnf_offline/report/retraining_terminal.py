@@ -80,13 +80,13 @@ def retraining_summary(
 def _arms(retraining: Retraining, width: int) -> list[str]:
     if not retraining.arms:
         return ["no arm was trained"]
-    head = ("policy", "spikes", "peak at", "final", "S max", "outcome")
+    head = ("policy", "spikes", "peak at", "final", "S max", "change against as was")
     rows = [head]
     for arm in retraining.arms:
         row = spelled.arm_row(arm, retraining.arms[0])
-        outcome = clean(arm.outcome) or row.certainty
+        change = f"{row.change}, {row.certainty}" if row.certainty else row.change
         final = row.final.partition(" at ")[0]
-        rows.append((_cut(row.policy, 28), str(len(arm.spikes)), row.highest, final, row.stability, outcome))
+        rows.append((_cut(row.policy, 28), row.spikes, row.highest, final, row.stability, change))
     sizes = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return [
         _cut("  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip(), width)
@@ -107,8 +107,10 @@ def _largest(retraining: Retraining, width: int) -> list[str]:
 def _twins(retraining: Retraining, width: int) -> list[str]:
     if retraining.twins is None:
         return []
-    rate = spelled.lyapunov(retraining.twins)
-    return _wrap(f"chance: {spelled.band(retraining.twins)}" + (f"; {rate}" if rate else ""), width, 2)
+    twins = retraining.twins
+    rate = spelled.lyapunov(twins)
+    told = [spelled.chance(twins), spelled.band(twins) if twins.low else "", rate]
+    return _wrap(f"chance alone: {'; '.join(one for one in told if one)}", width, 2)
 
 
 def policies_table(

@@ -16,6 +16,9 @@ VERDICTS = {
     EXACT: ("Exact", "●", "o", "same"),
     CLOSE: ("Close", "◐", "~", "unsure"),
 }
+#: How the optimizers that can be rebuilt are spelled.
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+
 NOT_THIS_RUN = ("Not this run", "✕", "X", "differ")
 
 _NOTHING = "-"
@@ -173,6 +176,17 @@ def band(twins: Twins) -> str:
     return f"{plural(twins.count, 'twin')}, weights changed by {twins.perturbation:.2g}"
 
 
+def chance(twins: Twins) -> str:
+    """Say what the twins came to.
+
+    Returns:
+        "final loss 0.32–0.376"; what the twins are where none has a loss.
+    """
+    if not twins.low or not twins.high:
+        return band(twins)
+    return f"final loss {loss(twins.low[-1])}–{loss(twins.high[-1])}"
+
+
 def lyapunov(twins: Twins) -> str:
     """Tell how fast twins part.
 
@@ -243,7 +257,9 @@ def subtitle(retraining: Retraining) -> str:
         "steps 141–160 from checkpoint-140, GPT, AdamW".
     """
     parts = [f"steps {retraining.start + 1:,}–{retraining.stop:,} from checkpoint {retraining.start:,}"]
-    return ", ".join(part for part in (*parts, words.subtitle(retraining.run)) if part)
+    kind = retraining.run.get("optimizer")
+    named = {**retraining.run, "optimizer": OPTIMIZERS.get(str(kind), kind)}
+    return ", ".join(part for part in (*parts, words.subtitle(named)) if part)
 
 
 def facts(retraining: Retraining) -> list[dict[str, str]]:
@@ -257,19 +273,41 @@ def facts(retraining: Retraining) -> list[dict[str, str]]:
 
 def _zoom_facts(retraining: Retraining) -> list[dict[str, str]]:
     found = retraining.reproduction
-    checks = ", ".join(f"{number(check.difference, 2)} at {check.step:,}" for check in found.weights[:3])
     told = [
-        ("losses compared", f"{found.losses:,} of {plural(retraining.stop - retraining.start, 'step')}"),
-        ("largest difference of a loss", _relative(found.loss_difference)),
-        ("largest difference of a weight", checks or "no checkpoint on the way"),
+        ("losses compared, largest difference", f"{found.losses:,}, {_relative(found.loss_difference)}"),
+        ("largest difference of a weight", _weights(found)),
     ]
     if retraining.arms:
         arm = retraining.arms[0]
-        crossed = edge_crossing(arm)
         peak = _at(highest(arm.stability_steps, arm.stability_ratio), number)
-        value = peak if crossed is None else f"above 1 from {crossed:,}, {peak}"
-        told.append(("S, highest", value if arm.stability_steps else "not measured"))
+        told.append(("S, highest", peak if arm.stability_steps else "not measured"))
+        told += [_warning(retraining, arm)] if arm.stability_steps else []
     return [{"label": label, "value": value} for label, value in told]
+
+
+def _weights(found: Reproduction) -> str:
+    checks = found.weights
+    if not checks:
+        return "no checkpoint on the way"
+    if len(checks) > 1 and not any(check.difference for check in checks):
+        return f"0 at all {len(checks)} checkpoints"
+    largest = sorted(checks, key=lambda check: check.difference, reverse=True)[:3]
+    shown = [check for check in checks if check in largest]
+    return ", ".join(f"{number(check.difference, 2)} at {check.step:,}" for check in shown)
+
+
+def _warning(retraining: Retraining, arm: Arm) -> tuple[str, str]:
+    # How early it could have been known: by an alarm, or else by S above its edge.
+    label, at = "first alarm", next((alarm.known_at for alarm in retraining.alarms), None)
+    if at is None:
+        label, at = "S above 1", edge_crossing(arm)
+    if at is None:
+        return "first alarm", "none, and S stays below 1"
+    spike = next((spike.onset for spike in arm.spikes if spike.onset >= at), None)
+    return (
+        label,
+        f"at {at:,}" if spike is None else f"at {at:,}, {plural(spike - at, 'step')} before the spike",
+    )
 
 
 def _relative(difference: float | None) -> str:
@@ -288,5 +326,8 @@ def _whatif_facts(retraining: Retraining) -> list[dict[str, str]]:
         found = retraining.largest_stable
         told.append(("largest stable rate", f"{stable_interval(found)}, lr/S {rate(found.from_curvature)}"))
     twins = retraining.twins
-    told.append(("chance", "no twins: not known" if twins is None else band(twins)))
+    if twins is None:
+        told.append(("chance alone", "no twins: not known"))
+    else:
+        told.append((f"chance alone, {plural(twins.count, 'twin')}", chance(twins)))
     return [{"label": label, "value": value} for label, value in told[:4]]

@@ -151,7 +151,10 @@ def step_axis(steps: Axis, y: float, label: str) -> list[str]:
     for tick in ticks:
         body.append(text(steps.pixel(tick), y + 18, f"{int(tick):,}", text_anchor="middle", class_="small"))
     if len(label) <= 10:
-        body.append(text(steps.start - 6, y + 18, label, text_anchor="end", class_="small"))
+        # The number of a tick at the very left reaches into the room of the label.
+        first = min((steps.pixel(tick) - 3.5 * len(f"{int(tick):,}") for tick in ticks), default=steps.start)
+        at = min(steps.start, first) - 6
+        body.append(text(at, y + 18, label, text_anchor="end", class_="small"))
     else:
         body.append(text((steps.start + steps.stop) / 2, y + 31, label, text_anchor="middle", class_="small"))
     return body

@@ -42,7 +42,11 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     if zoomed:
         told = _wrap(f"zoomed: {zoomed[0]}", width, 2)
         if len(zoomed) > 1:
-            told.append(_cut(f"zoomed: {'; '.join(_short(zoom) for zoom in findings.zooms[1:])}", width))
+            # The first sentence is about the first zoom, or about all exact ones together.
+            others = findings.zooms[-(len(zoomed) - 1) :]
+            if len(zoomed) < len(findings.zooms):
+                others = tuple(zoom for zoom in findings.zooms if zoom.get("word") != "exact")
+            told.append(_cut(f"zoomed: {'; '.join(_short(zoom) for zoom in others)}", width))
         retrained += told
         tail += told
     most = MOST_LINES + len(retrained)

@@ -68,8 +68,8 @@ def axis_number(value: float) -> str:
         "0.5", "2", "1e6".
     """
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        mantissa, exponent = f"{value:.0e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').removesuffix('.')}e{int(exponent)}"
     return f"{value:.6g}"
 
 

@@ -9,6 +9,9 @@ from hnf_offline.findings import ReplayCheck, plain
 from hnf_offline.report.files import flat
 from hnf_offline.report.text import clean, number, plural
 
+#: So many exact zooms are told one by one.
+MOST_EXACT = 2
+
 #: Verdict word -> mark; the word always stands beside it.
 MARKS = {"Spike": "▲", "Diverged": "✕", "Stable": "●", "Same": "●", "Differ": "◆", "Cannot say": "?"}
 ASCII_MARKS = {"Spike": "!", "Diverged": "X", "Stable": "o", "Same": "o", "Differ": "#", "Cannot say": "?"}
@@ -94,9 +97,14 @@ def zoomed(zooms: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
     Returns:
         One sentence each: "steps 140–151 retrained: exact (11 losses equal to 6e-7, weights at 150 equal): S is
-        measured at every step there".
+        measured at every step there"; one for all that are exact where those are more than two.
     """
+    zooms = list(zooms)
     said = []
+    alike = [zoom for zoom in zooms if zoom.get("word") == "exact"]
+    if len(alike) > MOST_EXACT:
+        said.append(_all_exact(alike))
+        zooms = [zoom for zoom in zooms if zoom.get("word") != "exact"]
     for zoom in zooms:
         steps = f"steps {number(zoom.get('start'))}–{number(zoom.get('stop'))}"
         because = clean(zoom.get("because") or "").strip().rstrip(".")
@@ -105,12 +113,32 @@ def zoomed(zooms: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
             because = f": {because}" if because else ""
             said.append(f"{steps} could not be reproduced{because}. S there is known at checkpoints only.")
             continue
+        if word == "not_zoomed":
+            because = f": {because}" if because else ""
+            said.append(f"{steps} were not retrained{because}. S there is known at checkpoints only.")
+            continue
         because = f" ({because})" if because else ""
-        meaning = "S is measured at every step there."
+        each = _each(zoom)
+        meaning = f"S is measured at {each} there."
         if word != "exact":
-            meaning = "S at every step there is that of a run close to this one, not of this run itself."
+            meaning = f"S at {each} there is that of a run close to this one, not of this run itself."
         said.append(f"{steps} retrained: {clean(word)}{because}: {meaning}")
     return tuple(said)
+
+
+def _each(zoom: Mapping[str, Any]) -> str:
+    every = zoom.get("every") or 1
+    return "every step" if every == 1 else f"one step in {every}"
+
+
+def _all_exact(zooms: list[Mapping[str, Any]]) -> str:
+    steps = ", ".join(f"{number(zoom.get('start'))}–{number(zoom.get('stop'))}" for zoom in zooms)
+    apart = max((float(zoom.get("loss_difference_max") or 0.0) for zoom in zooms), default=0.0)
+    each = " or ".join(dict.fromkeys(_each(zoom) for zoom in zooms))
+    return (
+        f"{len(zooms)} stretches retrained, all exact (no loss differs from the log by more than {number(apart, 2)} "
+        f"relative): S is measured at {each} of {steps}."
+    )
 
 
 def differences(zooms: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:

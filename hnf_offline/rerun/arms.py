@@ -40,7 +40,7 @@ class Telling:
     def tell(self, step: int, done: int, seconds: float, event: str = "") -> None:
         """Tell that a step is done."""
         if self.on_progress is not None:
-            self.on_progress(Progress(step, self.before + done, self.total, 0, seconds, event))
+            self.on_progress(Progress(step, self.before + done, self.total, 0, seconds, event, "whatif"))
 
 
 def as_was(begin: Start, series_of: Series, measured: pl.DataFrame) -> Arm:
@@ -103,7 +103,7 @@ def train_arm(
                 known = training.stability()
                 if known is not None:
                     ratios[step] = known.ratio
-                telling.tell(step, done, time.perf_counter() - since)
+            telling.tell(step, done, time.perf_counter() - since)
     finally:
         training.end()
     taken.settle()

@@ -15,10 +15,12 @@ from hnf_offline.run.model.loss import count_predicted
 from hnf_offline.run.records import Batches, Log
 
 _Rows = tuple[Tensor, Tensor | None]
+#: Steps whose batches are read in one go.
+READ_TOGETHER = 16
 
 
 class StepBatches:
-    """The batches of the run's steps, the next one read while the present one is trained on."""
+    """The batches of the run's steps, read some steps at a time and ahead of the training."""
 
     def __init__(self, source: Batches, device: torch.device, together: int) -> None:
         """Prepare reading.
@@ -32,8 +34,14 @@ class StepBatches:
         self.device = device
         self.together = together
         self._reader = ThreadPoolExecutor(1)
-        self._ahead: dict[int, Future[_Rows]] = {}
+        self._read: dict[int, _Rows] = {}
+        self._ahead: tuple[range, Future[dict[int, _Rows]]] | None = None
         self._whole: tuple[MicroBatch, ...] | None = None
+        self._index: dict[int, list[int]] | None = None
+        if source.steps is not None:
+            self._index = {}
+            for row, step in enumerate(source.steps):
+                self._index.setdefault(step, []).append(row)
 
     def has(self, step: int) -> bool:
         """Tell whether the file holds the batch of a step.
@@ -49,6 +57,8 @@ class StepBatches:
         Returns:
             Row numbers, empty where the file does not hold that step.
         """
+        if self._index is not None:
+            return self._index.get(step, ())
         return self.source.rows_of_step(step)
 
     def of(self, step: int, accumulation: int = 1) -> tuple[MicroBatch, ...]:
@@ -67,24 +77,47 @@ class StepBatches:
         everything = len(numbers) == self.source.rows
         if everything and accumulation == 1 and self._whole is not None:
             return self._whole
-        waiting = self._ahead.pop(step, None)
-        tokens, labels = waiting.result() if waiting is not None else self._read(step)
+        tokens, labels = self._rows(step)
         micro = cut(tokens, labels, accumulation, self.together, self.device)
         if everything and accumulation == 1:
             self._whole = micro
-        elif self.has(step + 1) and step + 1 not in self._ahead:
-            self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
         return micro
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, step: int) -> _Rows:
-        tokens, labels = load_rows(self.source, tuple(self.rows_of(step)))
+    def _rows(self, step: int) -> _Rows:
+        if step not in self._read:
+            if self._ahead is not None and step in self._ahead[0]:
+                self._read = self._ahead[1].result()
+            else:
+                self._read = self._read_from(step)
+            following = max(self._read) + 1
+            if self.has(following):
+                steps = range(following, following + READ_TOGETHER)
+                self._ahead = (steps, self._reader.submit(self._read_from, following))
+        return self._read[step]
+
+    def _read_from(self, first: int) -> dict[int, _Rows]:
+        """Read the batches of some steps at once: opening the file costs more than its rows."""
+        numbers: dict[int, Sequence[int]] = {}
+        for step in range(first, first + READ_TOGETHER):
+            rows = self.rows_of(step)
+            if not len(rows) or len(rows) == self.source.rows:
+                break
+            numbers[step] = rows
+        numbers = numbers or {first: self.rows_of(first)}
+        tokens, labels = load_rows(self.source, [row for rows in numbers.values() for row in rows])
         if self.device.type == "cuda":
-            return tokens.pin_memory(), None if labels is None else labels.pin_memory()
-        return tokens, labels
+            tokens, labels = tokens.pin_memory(), None if labels is None else labels.pin_memory()
+        sizes = [len(rows) for rows in numbers.values()]
+        split = zip(
+            torch.split(tokens, sizes),
+            [None] * len(sizes) if labels is None else torch.split(labels, sizes),
+            strict=True,
+        )
+        return dict(zip(numbers, split, strict=True))
 
 
 def cut(

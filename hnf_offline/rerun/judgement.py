@@ -49,10 +49,11 @@ def _word(start: Start, found: Found) -> tuple[str, str]:
             "nothing can be compared: the log has no loss of these steps and no checkpoint lies among them"
         )
     if witness.exact:
-        if not witness.weights and not _losses_can_tell(start, found):
+        if not witness.weights_tell and not _losses_can_tell(start, found):
             return CLOSE, (
                 f"{_equal(witness)}, but a learning rate {1 - PROBE:.0%} lower would give the same losses and "
-                "no checkpoint lies among these steps: that it is the run is likely, not shown"
+                f"no checkpoint {'with finite weights ' if witness.weights else ''}lies among these "
+                "steps: that it is the run is likely, not shown"
             )
         if found.parted is not None:
             return EXACT, (
@@ -60,10 +61,17 @@ def _word(start: Start, found: Found) -> tuple[str, str]:
                 f"{found.parted}, where rounding differences have grown"
             )
         return EXACT, _equal(witness)
-    if witness.close:
+    if witness.close and not _dropped(start, found):
         stepwise = "from checkpoint to checkpoint " if found.parted is not None else ""
         return CLOSE, stepwise + _near(witness)
     return NOT_REPRODUCIBLE, _cause(start, found)
+
+
+def _dropped(start: Start, found: Found) -> bool:
+    """Tell whether dropout that nobody can repeat explains what differs, be it little or much."""
+    if not dropout_of(start.session.module) or start.random_state(start.checkpoint.step + 1) is not None:
+        return False
+    return found.first_loss is None or not found.first_loss <= EXACT_LOSS
 
 
 def _no_state(start: Start) -> str:
@@ -123,10 +131,10 @@ def _cause(start: Start, found: Found) -> str:
     tried = (
         f"{found.tried} other readings (shifted steps, rates and batches, clipping, precision) fit no better"
     )
-    probability = dropout_of(start.session.module)
-    if probability and start.random_state(step + 1) is None and (found.first_loss or 0) > EXACT_LOSS:
+    if _dropped(start, found):
         return (
-            f"the model has dropout ({probability:g}) and the random states of its steps were not saved; "
+            f"the model has dropout ({dropout_of(start.session.module):g}) and the random states of its "
+            "steps were not saved; "
             f"losses differ by up to {_percent(witness.loss_difference)}"
         )
     if found.first_loss is not None and found.first_loss > EXACT_LOSS:

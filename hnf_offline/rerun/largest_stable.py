@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from hnf_offline.errors import InputError
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.rerun.arms import Telling, peak, train_arm
 from hnf_offline.rerun.recipe import Recipe
@@ -41,6 +42,9 @@ def find_largest_stable(
 
     Returns:
         The interval, and every replay that was tried.
+
+    Raises:
+        InputError: if neither lr/S nor the learning rate is a number to begin at.
     """
     first = begin.checkpoint.step
     training = begin.training(recipe)
@@ -61,10 +65,19 @@ def find_largest_stable(
         if on_progress is not None:
             word = "spikes" if tried[candidate][0] else "no spike"
             event = f"constant learning rate {candidate:.3g}: {word}"
-            on_progress(Progress(stop, len(tried), len(tried), 0, arm.seconds, event))
+            on_progress(Progress(stop, len(tried), len(tried), 0, arm.seconds, event, "whatif"))
         return tried[candidate][0]
 
-    stable, unstable = bracket(spikes, claimed.value if claimed is not None else rate)
+    if claimed is not None and not 0 < claimed.value < math.inf:
+        claimed = None  # no direction of the loss is curved upwards: every rate is stable to second order
+    begin_at = rate if claimed is None else claimed.value
+    if not 0 < begin_at < math.inf:
+        raise InputError(
+            f"has learning rate {begin_at:g} for step {first + 1}: no multiple of it can be searched",
+            path=begin.checkpoint.path,
+            remedy="begin at a checkpoint whose next update has a learning rate above 0",
+        )
+    stable, unstable = bracket(spikes, begin_at)
     found = LargestStable(
         first,
         stop - first,

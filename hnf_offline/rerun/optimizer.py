@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ def rebuild_optimizer(
     name_of = {key: name for name, key in key_of.items()}
     groups = []
     order: list[str] = []
+    relative: list[Mapping[str, Any]] = []
     for group in raw.groups:
         names = [name_of[key] for key in group.get("params", ()) if key in name_of]
         if not names:
@@ -107,12 +108,13 @@ def rebuild_optimizer(
         chosen = {key: group[key] for key in _DECIDING[kind] if key in group}
         chosen |= _overrides(kind, settings)
         chosen["lr"] = float(chosen.get("lr", 0.0))
+        relative.append(group)
         groups.append({**chosen, "params": [parameters[name] for name in names]})
     if not groups:
         raise AmbiguousOptimizerError("its optimizer state updates no parameter of the model", path=path)
-    first = next((group["lr"] for group in groups if group["lr"] > 0), 1.0)
-    for group in groups:
-        group[RATIO] = group["lr"] / first
+    ratios = _ratios(relative)
+    for group, ratio in zip(groups, ratios, strict=True):
+        group[RATIO] = ratio
         # A fused or foreach kernel of the run rounds as it did; on another kind of device torch chooses.
         if any(parameter.device.type == "mps" for parameter in group["params"]):
             group.pop("fused", None)
@@ -125,6 +127,16 @@ def rebuild_optimizer(
         }
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return optimizer
+
+
+def _ratios(groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Divide the groups' saved rates by the first; where a schedule has them at 0, the rates it began with."""
+    for key in ("lr", "initial_lr"):
+        rates = [float(group.get(key) or 0.0) for group in groups]
+        first = next((rate for rate in rates if rate > 0), None)
+        if first is not None:
+            return [rate / first for rate in rates]
+    return [1.0] * len(groups)
 
 
 def _overrides(kind: str, settings: OptimizerSettings) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from hnf_offline.run.records import Run
 
 #: Steps, and measurements, that are timed; the median counts.
 TIMED_STEPS, TIMED_LOOKS = 4, 3
+#: Operations that are always affordable: a minute or two on one core of a laptop.
+SMALL_OPERATIONS = 2e13
 #: Replays that a search for the largest stable rate takes, as a rule.
 SEARCH_REPLAYS = 8
 
@@ -128,33 +130,44 @@ def plan_whatif(
     return _plan(begin, stop, trainings, looks, settings)
 
 
-def affordable_every(
-    run: Run,
-    profiled: ProfileSettings,
-    zoomed: ProfileSettings,
-    steps: int,
-    seconds: float,
-    model: str | None = None,
-) -> int:
-    """Choose how finely steps can be measured for no more than the profile itself costs, or some seconds.
+@dataclass(frozen=True, slots=True)
+class Fineness:
+    """How finely steps are measured.
+
+    Attributes:
+        every: measure every n-th step.
+        seconds: what that will take, estimated from one timed forward pass.
+    """
+
+    every: int
+    seconds: float
+
+
+def affordable(
+    run: Run, profiled: ProfileSettings, zoomed: ProfileSettings, steps: int, model: str | None = None
+) -> Fineness:
+    """Choose how finely steps can be measured for no more than the profile itself costs, or a small sum.
+
+    Costs are counted, not timed, so that the same run always gets the same report: a forward pass counts as two
+    operations a parameter and token.
 
     Args:
         run: the run.
         profiled: settings of the profile.
         zoomed: settings of a zoomed step.
         steps: steps to measure in all.
-        seconds: what is affordable in any case.
         model: `package.module:function` instead of the run's own model.
 
     Returns:
-        Measure every n-th step: 1 for all.
+        Measure every n-th step: 1 for all; and the seconds that will take.
     """
     session = open_for_retraining(run, zoomed, model)
-    one_pass = forward_seconds(session)
-    looks = one_pass * forward_passes(session, zoomed, with_state=True)
-    checkpoints = len(selected(run, profiled))
-    whole = checkpoints * one_pass * forward_passes(session, profiled, with_state=True)
-    return max(1, math.ceil(looks * steps / max(seconds, whole)))
+    passes = forward_passes(session, zoomed, with_state=True)
+    operations = 2.0 * sum(layer.size for layer in session.layers) * session.batch.tokens.numel()
+    whole = len(selected(run, profiled)) * forward_passes(session, profiled, with_state=True)
+    allowed = max(whole, SMALL_OPERATIONS / operations)
+    every = max(1, math.ceil(passes * steps / allowed))
+    return Fineness(every, passes * steps / every * forward_seconds(session))
 
 
 def _begin(run: Run, start: int, settings: ProfileSettings, model: str | None) -> Start:

@@ -99,17 +99,26 @@ def update_rules(start: Start, recipe: Recipe) -> tuple[Recipe, ...]:
         others += [replace(recipe, clip=clip) for clip in USUAL_CLIPS if clip != recipe.clip]
         if recipe.clip is not None:
             others.append(replace(recipe, clip=None))
-    rows = start.batch_rows
-    others += [
-        replace(recipe, accumulation=parts)
-        for parts in (1, *USUAL_ACCUMULATIONS)
-        if parts != recipe.accumulation and rows % parts == 0 and rows > parts
-    ]
+    others += others_of_accumulation(start, recipe)
     others += others_of_precision(recipe)
     gap = start.log_gap
     if gap > 1:
         others.append(replace(recipe, loss_span=gap if recipe.loss_span == 1 else 1))
     return tuple(others)
+
+
+def others_of_accumulation(start: Start, recipe: Recipe) -> list[Recipe]:
+    """List other numbers of micro-batches; where labels are left out unevenly, the loss depends on it as well.
+
+    Returns:
+        Recipes whose micro-batches have the same number of rows each.
+    """
+    rows = start.batch_rows
+    return [
+        replace(recipe, accumulation=parts)
+        for parts in (1, *USUAL_ACCUMULATIONS)
+        if parts != recipe.accumulation and rows % parts == 0 and rows > parts
+    ]
 
 
 def others_of_precision(recipe: Recipe) -> list[Recipe]:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from hnf_offline.errors import InputError
-from hnf_offline.rerun.readings import likeliest, others_of_divisor, others_of_precision, shifts, update_rules
+from hnf_offline.rerun.readings import (
+    likeliest,
+    others_of_accumulation,
+    others_of_divisor,
+    others_of_precision,
+    shifts,
+    update_rules,
+)
 from hnf_offline.rerun.recipe import Recipe
 from hnf_offline.rerun.start import Start
 from hnf_offline.rerun.walk import walk
@@ -66,12 +73,20 @@ def find_reading(start: Start, stop: int, tell: Told = lambda _: None) -> Found:
     if not seen.exact and not first.fresh_state:
         tell("the retraining is not the run yet: trying other readings of log, batches and settings")
         bases = [first]
-        if opening is not None and not opening <= EXACT_LOSS:
-            others = [
-                *_shifted(first),
-                *others_of_precision(first),
-                *others_of_divisor(start, first),
-            ]
+        others = [
+            *_shifted(first),
+            *others_of_precision(first),
+            *others_of_accumulation(start, first),
+            *others_of_divisor(start, first),
+        ]
+        if opening is None:
+            # Not every step is logged: what settles shifts elsewhere is known only together with the updates.
+            tried += len(others)
+            until = _mismatch(seen, stop)
+            nearest, score = _nearest(start, others, until)
+            if nearest is not None and score < DECISIVE * _score(_try(start, first, until)):
+                bases = [nearest, first]
+        elif not opening <= EXACT_LOSS:
             tried += len(others)
             bases = [one for one in others if _opening(start, one) <= EXACT_LOSS]
         for base in bases:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from hnf_offline.errors import InputError, UsageError
@@ -52,12 +53,21 @@ class Start:
         policies: Sequence[Policy] = (),
         *,
         measure_stability: Callable[[Training], Stability | None] | None = None,
+        seed: int = 0,
     ) -> Training:
         """Put the checkpoint back into the module and begin.
+
+        Args:
+            recipe: the reading of the run.
+            policies: what is done otherwise.
+            measure_stability: measures S, for policies that ask.
+            seed: of dropout, where the run's random states are not known: two retrainings drop the same.
 
         Returns:
             A training at the checkpoint's step.
         """
+        if recipe.dropout:
+            torch.manual_seed(seed)
         load_weights_into(self.session.module, load_weights(self.checkpoint))
         optimizer = rebuild_optimizer(
             self.session.module,

@@ -114,10 +114,9 @@ def statistical_twins(begin: Start, recipe: Recipe, stop: int, count: int) -> Tw
     for seed in range(count):
         batches = RandomBatches(begin.batches, begin.batch_rows, seed)
         other = replace(begin, batches=batches)
-        torch.manual_seed(seed)  # dropout, where the model has it
-        losses.append(
-            _follow(other, replace(recipe, batch_offset=0), stop, None, tuple, weights=False).loss_values()
-        )
+        shifted = replace(recipe, batch_offset=0)
+        twin = _follow(other, shifted, stop, None, tuple, weights=False, dropout_seed=seed)
+        losses.append(twin.loss_values())
         batches.close()
     low, high = _band(losses)
     return Twins(
@@ -165,7 +164,7 @@ class RandomBatches(StepBatches):
         """
         if step not in self._drawn:
             numbers = torch.randint(0, self.source.rows, (self._size,), generator=self._generator)
-            self._drawn = {step: tuple(int(number) for number in numbers)}
+            self._drawn[step] = tuple(int(number) for number in numbers)
         return self._drawn[step]
 
 
@@ -197,8 +196,9 @@ def _follow(
     seed: int | None,
     policies: Callable[[], Sequence[Policy]],
     weights: bool = True,
+    dropout_seed: int = 0,
 ) -> Trace:
-    training = begin.training(recipe, tuple(policies()))
+    training = begin.training(recipe, tuple(policies()), seed=dropout_seed)
     if seed is not None:
         _perturb(training, seed)
     sample = _Sample(training) if weights else None

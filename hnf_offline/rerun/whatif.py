@@ -14,12 +14,24 @@ from hnf_offline.rerun.policies.registry import make_policies
 from hnf_offline.rerun.start import open_start
 from hnf_offline.rerun.twins import butterfly_twins, statistical_twins
 from hnf_offline.rerun.zoom import last_step, open_for_retraining, prove
-from hnf_offline.retraining import NOT_REPRODUCIBLE, Arm, Retraining, Twins
+from hnf_offline.retraining import NOT_REPRODUCIBLE, Arm, LargestStable, Retraining, Twins
 from hnf_offline.run.records import Run
 
 OnProgress = Callable[[Progress], None]
 #: S is measured so many times in each arm where nothing is said.
 LOOKS = 10
+
+
+class StoppedError(KeyboardInterrupt):
+    """The user stopped a what-if after at least one policy was tried.
+
+    Attributes:
+        retraining: the arms that were done.
+    """
+
+    def __init__(self, retraining: Retraining) -> None:
+        self.retraining = retraining
+        super().__init__()
 
 
 def whatif(
@@ -54,6 +66,8 @@ def whatif(
 
     Raises:
         UsageError: if a policy is not known, or the same one is given twice.
+        StoppedError: if the user stopped it and at least one policy was tried until then.
+        KeyboardInterrupt: if the user stopped it before.
     """
     for spelling in policies:
         make_policies(spelling)
@@ -67,7 +81,7 @@ def whatif(
         if stop == start + steps
         else [f"the batches end at step {stop}, so {stop - start} steps were taken"]
     )
-    found, reproduction = prove(begin, stop, on_progress)
+    found, reproduction = prove(begin, stop, on_progress, "whatif")
     usable = reproduction.word != NOT_REPRODUCIBLE
     if usable and found.parted is not None:
         notes.append(
@@ -79,21 +93,28 @@ def whatif(
     spellings = (AS_WAS, *policies)
     looks = len(measured_steps(start, stop, every)) or 1
     arms: list[Arm] = []
-    for place, spelling in enumerate(spellings):
-        telling = Telling(on_progress, place * looks, looks * len(spellings))
-        arms.append(train_arm(begin, found.recipe, stop, spelling, settings, every, telling))
     band: Twins | None = None
-    if twins:
-        make_twins = butterfly_twins if usable else statistical_twins
-        band = make_twins(begin, found.recipe, stop, twins)
-    largest = None
-    if find_largest_stable:
-        largest = search_largest_stable(begin, found.recipe, stop, settings, on_progress)
+    largest: LargestStable | None = None
+    stopped = False
+    try:
+        for place, spelling in enumerate(spellings):
+            telling = Telling(on_progress, place * looks, looks * len(spellings))
+            arms.append(train_arm(begin, found.recipe, stop, spelling, settings, every, telling))
+        if twins:
+            make_twins = butterfly_twins if usable else statistical_twins
+            band = make_twins(begin, found.recipe, stop, twins)
+        if find_largest_stable:
+            largest = search_largest_stable(begin, found.recipe, stop, settings, on_progress)
+    except KeyboardInterrupt:
+        if len(arms) < 2:
+            raise
+        stopped = True
+        notes.append(f"stopped by the user: {len(arms) - 1} of {len(policies)} policies were tried")
     begin.batches.close()
     reference = arms[0]
     told = [_told(arm, reference, band) for arm in arms]
     notes += [f"{arm.policy}: {note}" for arm in arms for note in arm.notes]
-    return Retraining(
+    done = Retraining(
         "whatif",
         {"name": run.name, "path": str(run.path), "optimizer": found.recipe.kind},
         start,
@@ -103,7 +124,11 @@ def whatif(
         twins=band,
         largest_stable=largest,
         notes=tuple(notes),
+        made={"device": str(begin.session.device)},
     )
+    if stopped:
+        raise StoppedError(done)
+    return done
 
 
 def _told(arm: Arm, reference: Arm, band: Twins | None) -> Arm:

@@ -37,6 +37,7 @@ class Witness:
         differences: step -> relative difference of the loss to the log's.
         norm_differences: the same for the gradient norm.
         weights: comparisons with later checkpoints.
+        weights_tell: whether one of them could have shown another run: weights that are all NaN cannot.
     """
 
     start: Start
@@ -47,6 +48,7 @@ class Witness:
     differences: dict[int, float] = field(default_factory=dict)
     norm_differences: dict[int, float] = field(default_factory=dict)
     weights: list[WeightCheck] = field(default_factory=list)
+    weights_tell: bool = False
     _checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
     _logged: dict[str, dict[int, float]] = field(default_factory=dict)
     _digit: float = 0.0
@@ -91,16 +93,20 @@ class Witness:
         names = {name for name, _ in training.module.named_parameters()}
         then = in_names_of(training.module, load_weights(checkpoint))
         before = in_names_of(training.module, load_weights(self._origin or self.start.checkpoint))
-        difference, travelled = _Distance(), _Distance()
+        difference, travelled, finite = _Distance(), _Distance(), True
         for name in sorted(names & then.keys()):
             there = then[name].to(own[name])
             same = (own[name] == there) | (own[name].isnan() & there.isnan())
             difference.add(torch.where(same, 0.0, own[name] - there))
+            finite = finite and bool(there.isfinite().all())
             if name in before:
-                travelled.add(there - before[name].to(own[name]))
+                # A NaN has gone no way that a difference elsewhere could be held against.
+                moved = there - before[name].to(own[name])
+                travelled.add(torch.where(moved.isfinite(), moved, 0.0))
         share = 0.0 if difference.square == 0 else difference.length / max(travelled.length, 1e-300)
         if self.anchored and checkpoint.optimizer_files:
             self._origin = checkpoint
+        self.weights_tell = self.weights_tell or finite or travelled.square > 0
         self.weights.append(WeightCheck(checkpoint.step, difference.largest, travelled.largest, share))
 
     @property

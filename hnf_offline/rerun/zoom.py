@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -118,13 +118,12 @@ def zoom(
     begin = open_start(run, session, start)
     stop = last_step(begin, stop)
     found, reproduction = prove(begin, stop, on_progress)
-    notes: list[str] = []
     measured = table()
     usable = reproduction.word != NOT_REPRODUCIBLE
     if usable and every:
         measured = _measure(begin, found, stop, settings, out, every, on_progress)
     arm = as_was(begin, found.witness.series, measured)
-    notes += alarm_notes(run, measured)
+    alarms = alarms_within(run, measured)
     band = None
     if twins and usable:
         band = butterfly_twins(begin, found.recipe, stop, twins)
@@ -139,13 +138,23 @@ def zoom(
         reproduction,
         (arm,),
         twins=band,
-        notes=tuple(notes),
+        notes=tuple(alarm_notes(alarms, measured)),
+        alarms=alarms,
+        made={"device": str(begin.session.device)},
     )
     return Zoomed(retraining, measured)
 
 
-def prove(begin: Start, stop: int, on_progress: OnProgress | None = None) -> tuple[Found, Reproduction]:
+def prove(
+    begin: Start, stop: int, on_progress: OnProgress | None = None, work: str = "zoom"
+) -> tuple[Found, Reproduction]:
     """Retrain without measuring, and say whether it is the run.
+
+    Args:
+        begin: where to begin.
+        stop: last step.
+        on_progress: called with what was found.
+        work: what this is part of.
 
     Returns:
         The reading that fits best, and the verdict.
@@ -154,7 +163,7 @@ def prove(begin: Start, stop: int, on_progress: OnProgress | None = None) -> tup
 
     def tell(text: str) -> None:
         if on_progress is not None:
-            on_progress(Progress(step, 0, stop - step, 0, 0.0, text))
+            on_progress(Progress(step, 0, stop - step, 0, 0.0, text, work))
 
     found = find_reading(begin, stop, tell)
     reproduction = judge(begin, found)
@@ -197,9 +206,10 @@ def _measure(
     shard_of = shards(begin, found.recipe, settings, out, anchored=found.witness.anchored)
     frames: list[pl.DataFrame] = []
     cached = 0
+    beyond = False
 
     def look(training: Training) -> None:
-        nonlocal cached
+        nonlocal cached, beyond
         began = time.perf_counter()
         path, key = shard_of(training.step)
         frame, event = read_shard(path, key), ""
@@ -207,14 +217,16 @@ def _measure(
             rows = measured_rows(begin.session, settings, training)
             frame = write_shard(path, rows, key)
             known = stability_in(rows)
-            if known is not None and known.ratio >= 1:
+            # Only the crossing is news: beyond the edge, S may stay for many steps.
+            if known is not None and known.ratio >= 1 and not beyond:
                 event = f"step {training.step}: S = {known.ratio:.2f}, beyond the edge of stability"
+            beyond = known is not None and known.ratio >= 1
         else:
             cached += 1
         frames.append(frame)
         if on_progress is not None:
             seconds = time.perf_counter() - began
-            on_progress(Progress(training.step, len(frames), len(wanted), cached, seconds, event))
+            on_progress(Progress(training.step, len(frames), len(wanted), cached, seconds, event, "zoom"))
 
     look(begin.training(found.recipe))
     for training, _ in walk(begin, found.recipe, stop, anchored=found.witness.anchored):
@@ -260,14 +272,14 @@ def _fed(begin: Start, recipe: Recipe, stop: int) -> str:
     return hashlib.blake2b(repr((source.path.name, size, fed)).encode(), digest_size=8).hexdigest()
 
 
-def alarm_notes(run: Run, measured: pl.DataFrame) -> list[str]:
-    """Say which alarms a live monitor would have raised within the zoomed steps, at resolution 1.
+def alarms_within(run: Run, measured: pl.DataFrame) -> tuple[Alarm, ...]:
+    """Find what a live monitor would have said within the zoomed steps.
 
     Returns:
-        One sentence an alarm.
+        The alarms, the earliest known first.
     """
     if run.log is None or not measured.height:
-        return []
+        return ()
     log = run.log.rows
     spikes = find_spikes(log, resume_steps=run.resume_steps)
     alarms: tuple[Alarm, ...] = (
@@ -275,10 +287,16 @@ def alarm_notes(run: Run, measured: pl.DataFrame) -> list[str]:
         *headroom_alarms(measured, log),
     )
     last = int(measured["step"].max())  # type: ignore[arg-type]
+    known = [alarm for alarm in alarms if alarm.known_at <= last]
+    return tuple(sorted(known, key=lambda alarm: alarm.known_at))
+
+
+def alarm_notes(alarms: Sequence[Alarm], measured: pl.DataFrame) -> list[str]:
+    """Spell alarms with the resolution that the zoom gives them.
+
+    Returns:
+        One sentence an alarm.
+    """
     steps = sorted(measured["step"].unique().to_list())
     gap = max((after - before for before, after in pairwise(steps)), default=1)
-    return [
-        f"known at step {alarm.known_at} (resolution {gap}): {alarm.text}"
-        for alarm in sorted(alarms, key=lambda alarm: alarm.known_at)
-        if alarm.known_at <= last
-    ]
+    return [f"known at step {alarm.known_at} (resolution {gap}): {alarm.text}" for alarm in alarms]

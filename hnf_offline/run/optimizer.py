@@ -202,7 +202,7 @@ def _parameter_state(
         beta1=None if betas is None else float(betas[0]),
         beta2=None if betas is None else float(betas[1]),
         eps=number(settings.eps, "eps"),
-        weight_decay=number(None, "weight_decay"),
+        weight_decay=number(settings.weight_decay, "weight_decay"),
         momentum=number(settings.momentum, "momentum"),
         dampening=number(None, "dampening"),
         nesterov=bool(settings.nesterov if settings.nesterov is not None else group.get("nesterov", False)),

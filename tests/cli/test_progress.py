@@ -90,6 +90,23 @@ def test_events_and_the_cache_are_told_and_quiet_tells_nothing(capsys: pytest.Ca
     assert tell.last is progress
 
 
+def test_work_within_other_work_is_told_by_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter("profile", "curvature") as tell:
+        tell(Progress(290, 1, 2, 0, 3.0))
+        tell(Progress(300, 2, 2, 0, 3.0))
+        tell(Progress(150, 1, 2, 0, 1.0, work="zoom"))
+        tell(Progress(151, 2, 2, 0, 2.0, work="zoom"))
+    assert capsys.readouterr().err.splitlines() == [
+        "profile 1/2 step 290 curvature 3.0 s/ckpt ETA 0:03",
+        "profile 2/2 step 300 curvature 3.0 s/ckpt ETA 0:00",
+        "zoom 1/2 step 150 1.0 s each ETA 0:01",
+        "zoom 2/2 step 151 1.5 s each ETA 0:00",
+    ]
+    with Reporter("zoom", "stability", unit="step") as tell:
+        tell(Progress(150, 1, 1, 0, 1.0, work="zoom"))
+    assert capsys.readouterr().err == "zoom 1/1 step 150 stability 1.0 s/step ETA 0:00\n"
+
+
 def test_another_piece_of_work_is_told_from_its_own_beginning(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter("zoom", "stability", unit="step") as tell:
         tell(Progress(10, 1, 1, 0, 100.0))

@@ -233,6 +233,75 @@ def test_whatif_of_a_recorded_run_shows_what_the_policy_changed(hnf: Any, replay
     assert "stop: 14" in planned.out
 
 
+def test_an_interrupted_zoom_keeps_its_steps_and_goes_on(
+    hnf: Any, replayable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hnf_offline.rerun import zoom as zooming
+
+    measure = zooming.measured_rows
+    looks: list[int] = []
+
+    def fourth_time_unlucky(*arguments: Any) -> Any:
+        looks.append(1)
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(zooming, "measured_rows", fourth_time_unlucky)
+    ask = (
+        "zoom",
+        replayable,
+        "--from",
+        6,
+        "--to",
+        12,
+        "--manifest",
+        replayable.parent / "run.toml",
+        "--out",
+        "z",
+    )
+    said = hnf(*ask)
+    assert (said.code, said.out) == (130, "")
+    assert "Traceback" not in said.err
+    assert said.err.splitlines()[-1] == "hnf: stopped at 3/7, kept; run again to go on"
+    again = hnf(*ask)
+    assert again.code == 0, again.err
+    assert "from the cache" in again.err
+    assert len(looks) == 4 + 4, "the three steps that were measured are not measured again"
+
+
+@pytest.mark.parametrize("unlucky", [1, 2, 3])
+def test_an_interrupted_what_if_keeps_the_arms_that_were_done(
+    unlucky: int, hnf: Any, replayable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hnf_offline.rerun import whatif as trying
+
+    train = trying.train_arm
+    arms: list[str] = []
+
+    def stopped(begin: Any, recipe: Any, stop: int, spelling: str, *others: Any) -> Any:
+        if len(arms) == unlucky:
+            raise KeyboardInterrupt
+        arms.append(spelling)
+        return train(begin, recipe, stop, spelling, *others)
+
+    monkeypatch.setattr(trying, "train_arm", stopped)
+    said = hnf(
+        "whatif", replayable, "--from", 6, "--steps", 4, "-p", "lr-scale=0.1", "-p", "lr-scale=0.5", "-p", "lr-cap=1",
+        "--every", 0, "--manifest", replayable.parent / "run.toml", "--out", "w",
+    )  # fmt: skip
+    assert (said.code, said.out) == (130, "")
+    last = said.err.splitlines()[-1]
+    if unlucky == 1:
+        assert last == "hnf: stopped at 1/4, before any policy was tried: nothing to keep"
+        assert not Path("w/rerun.json").exists()
+        return
+    assert last == f"hnf: stopped at {unlucky}/4, the arms that were done are kept: w/index.html"
+    kept = json.loads(Path("w/rerun.json").read_text(encoding="utf-8"))
+    assert [arm["policy"] for arm in kept["arms"]] == ["as was", "lr-scale=0.1", "lr-scale=0.5"][:unlucky]
+    assert f"stopped by the user: {unlucky - 1} of 3 policies were tried" in kept["notes"]
+
+
 @pytest.mark.parametrize(
     ("options", "zoom", "prove"),
     [((), True, False), (("--zoom", "off"), False, False), (("--zoom", "auto", "--prove"), True, True)],

@@ -89,6 +89,16 @@ def test_the_first_loss_that_differs_is_named_beside_the_verdict(tmp_path: Path)
     )
 
 
+def test_what_is_not_this_run_says_so_once_and_claims_no_fit(tmp_path: Path) -> None:
+    because = "the loss of step 147 is the first that differs from the log"
+    failed = replace(made.EXACT, word="not_reproducible", because=because, first_mismatch=147, found=())
+    told = text_of(write_retraining(made.zoomed(reproduction=failed), None, tmp_path))
+    assert told.count("step 147") == 1
+    assert "Nothing had to be found by trying" not in told
+    exact = made.zoomed(reproduction=replace(made.EXACT, found=()))
+    assert "Nothing had to be found by trying" in text_of(write_retraining(exact, None, tmp_path))
+
+
 def test_every_arm_has_a_row_with_its_numbers(tmp_path: Path) -> None:
     one = made.whatif()
     told = text_of(write_retraining(one, made.log_of(one.arms[0]), tmp_path))

@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hnf_offline.findings import Alarm
 from hnf_offline.report.retraining_panels import picture
 from hnf_offline.report.retraining_svg import NAMES
 from hnf_offline.report.retraining_svg import picture as svg
+from hnf_offline.report.retraining_words import facts
 from hnf_offline.report.svg import LEFT, WIDTH
 
 from . import retrainings as made
@@ -58,6 +60,36 @@ def test_s_has_its_edge_and_the_step_it_is_reached_at() -> None:
     (strip,) = [each for each in panel.strips if each.strip.label.startswith("S ")]
     assert [level.value for level in strip.strip.levels] == [1.0]
     assert f"S is above 1 from {crossed}" in panel.title
+
+
+def alarm(known_at: int) -> Alarm:
+    return Alarm(
+        known_at, known_at, "hessian.stability_ratio", "", 0.9, 1.0, "forecast", "warning", "S grows"
+    )
+
+
+def test_the_first_alarm_is_drawn_in_place_of_the_crossing() -> None:
+    one = made.zoomed(alarms=(alarm(143), alarm(149)))
+    panel = picture(one, None)
+    assert panel is not None
+    dashed = [(mark.step, mark.label) for mark in panel.marks if mark.dash == "dashed"]
+    assert dashed == [(143, "alarm known at 143")]
+    assert "alarm known at 143" in str(svg(panel))
+    told = {fact["label"]: fact["value"] for fact in facts(one)}
+    assert told["first alarm"] == "at 143, 8 steps before the spike"
+    told = {fact["label"]: fact["value"] for fact in facts(made.zoomed())}
+    crossed = next(
+        s for s, v in zip(one.arms[0].stability_steps, one.arms[0].stability_ratio, strict=True) if v >= 1
+    )
+    assert told["S above 1"] == f"at {crossed}, {151 - crossed} steps before the spike"
+    calm = replace(one.arms[0], stability_ratio=(0.5,) * len(one.arms[0].stability_steps))
+    told = {fact["label"]: fact["value"] for fact in facts(made.zoomed(arms=(calm,)))}
+    assert told["first alarm"] == "none, and S stays below 1"
+
+
+def test_alarms_stand_in_the_record() -> None:
+    document = made.zoomed(alarms=(alarm(143),)).to_json()
+    assert [one["known_at"] for one in document["alarms"]] == [143]
 
 
 def test_s_over_decades_is_drawn_on_a_log_axis() -> None:

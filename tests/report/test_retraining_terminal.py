@@ -34,15 +34,21 @@ def test_a_zoom_is_summed_up_in_a_dozen_lines() -> None:
 
 
 def test_a_what_if_is_a_table_of_arms_under_the_verdict() -> None:
-    told = retraining_summary(made.whatif(), width=140)
+    one = made.whatif()
+    told = retraining_summary(one, width=140)
     lines = told.split("\n")
     head = next(place for place, line in enumerate(lines) if line.startswith("policy"))
-    assert lines[head].split() == ["policy", "spikes", "peak", "at", "final", "S", "max", "outcome"]
+    assert lines[head].split()[:7] == ["policy", "spikes", "peak", "at", "final", "S", "max"]
     rows = lines[head + 1 : head + 5]
     assert [row.split()[0] for row in rows] == ["as", "lr-cap=0.0084", "lr-cap=0.015", "clip=1.0"]
     column = lines[head].index("peak at")
     assert [row[column : column + 11].strip() for row in rows][2:] == ["2.69 at 153", "6.11 at 152"]
-    assert "no spike, loss 2.16 at step 180 instead of 3.12" in rows[1]
+    assert [row.split()[1] for row in rows[1:]] == ["none", "at", "at"]
+    final, was = one.arms[1].loss[-1], one.arms[0].loss[-1]
+    assert final is not None and was is not None
+    assert f"{final - was:.2f}, outside the twins' band" in rows[1]
+    assert rows[3].endswith("within the twins' band")
+    assert rows[0].endswith("-")
     assert "largest stable learning rate between 0.0112 and 0.0139; lr/S 0.0084 [0.0079–0.0091]" in told
     assert "a difference doubles in 5.6 steps" in told
 
@@ -83,7 +89,7 @@ def test_an_arm_without_a_loss_and_a_rate_that_cannot_be_told() -> None:
     silent = replace(made.as_was(), loss=(None,) * 40, spikes=(), stability_steps=(), stability_ratio=())
     one = made.whatif(arms=(silent,), twins=replace(twins, lyapunov_rate=math.nan))
     row = next(line for line in retraining_summary(one).split("\n") if line.startswith("as was"))
-    assert row.split() == ["as", "was", "0", "-", "-", "-"]
+    assert row.split() == ["as", "was", "none", "-", "-", "-", "-"]
     assert "no arm was trained" in retraining_summary(made.whatif(arms=()))
 
 

@@ -83,6 +83,48 @@ def test_what_testing_gave_stands_right_under_the_advice(run: made.Made, tmp_pat
     assert action.lower() in " ".join(lines[:at]).lower()
 
 
+def test_evidence_is_linked_only_where_it_was_written(run: made.Made, tmp_path: Path) -> None:
+    evidence = "proof/spike-1/index.html"
+    advised = replace(run.findings.advice[0], evidence=evidence)
+    findings = replace(run.findings, advice=(advised,))
+    out = tmp_path / "out"
+    page = write_report(findings, run.log, run.profile, out).read_text(encoding="utf-8")
+    assert evidence not in page
+    assert evidence not in (out / "findings.json").read_text(encoding="utf-8")
+    (out / evidence).parent.mkdir(parents=True)
+    (out / evidence).write_text("a page", encoding="utf-8")
+    page = write_report(findings, run.log, run.profile, out).read_text(encoding="utf-8")
+    after = page.rsplit("Tested: no spike", 1)[1]
+    assert after.index(f'<a href="{evidence}">') < after.index("</li>")
+    assert (
+        json.loads((out / "findings.json").read_text(encoding="utf-8"))["advice"][0]["evidence"] == evidence
+    )
+
+
+def test_many_exact_stretches_are_one_sentence_and_what_failed_its_own(
+    run: made.Made, tmp_path: Path
+) -> None:
+    exact = [
+        {**EXACT, "start": start, "stop": start + 9, "loss_difference_max": start * 1e-9}
+        for start in (10, 30, 50)
+    ]
+    coarse = {**EXACT, "start": 70, "stop": 90, "word": "close", "because": "losses within 1e-3", "every": 5}
+    skipped = {**FAILED, "start": 100, "stop": 190, "word": "not_zoomed", "because": "90 steps take too long"}
+    findings = replace(run.findings, zooms=(*exact, coarse, skipped))
+    page = write_report(findings, run.log, run.profile, tmp_path / "out").read_text(encoding="utf-8")
+    assert page.count("Zoomed:</b>") == 3
+    assert (
+        "3 stretches retrained, all exact (no loss differs from the log by more than 5.0e-08 relative)"
+        in page
+    )
+    assert "S is measured at every step of 10–19, 30–39, 50–59." in page
+    assert "S at one step in 5 there is that of a run close to this one" in page
+    assert "Steps 100–190 were not retrained: 90 steps take too long." in page
+    text = summary(findings, width=160)
+    assert "zoomed: 3 stretches retrained, all exact" in text
+    assert "zoomed: steps 70–90 close; steps 100–190 not zoomed" in text
+
+
 def test_the_terminal_says_what_was_zoomed_and_keeps_every_fact(run: made.Made) -> None:
     lines = summary(run.findings, width=100).split("\n")
     text = "\n".join(lines)

@@ -40,6 +40,16 @@ def test_one_group_in_model_order(make: Any) -> None:
     assert state.kind == "adam"
 
 
+def test_what_the_user_says_wins_over_what_was_saved(make: Any) -> None:
+    module = make.module()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.3)
+    make.train(module, optimizer)
+    said = OptimizerSettings(learning_rate=0.2, eps=1e-4, weight_decay=0.0)
+    one = matched(module, optimizer, said).parameters["0.weight"]
+    assert (one.learning_rate, one.eps, one.weight_decay) == (0.2, 1e-4, 0.0)
+    assert matched(module, optimizer).parameters["0.weight"].weight_decay == 0.3
+
+
 @pytest.mark.parametrize("decayed_first", [True, False])
 def test_the_trainers_two_groups(make: Any, decayed_first: bool) -> None:
     module = make.module()

@@ -145,9 +145,11 @@ def holds_weights(file: Path) -> bool:
     """Tell weights from what lies beside them, by name.
 
     Returns:
-        False for optimizer state, adapters, batches and training state.
+        False for optimizer state, adapters, batches, random states and training state.
     """
-    others = ("optim", "adapter", "batch", "replay", "scheduler", "rng", "train_state", "tokens", "data")
+    others = (
+        "optim", "adapter", "batch", "replay", "scheduler", "rng", "random", "train_state", "tokens", "data",
+    )  # fmt: skip
     return not any(word in file.stem.lower() for word in others)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from hnf_offline.errors import InputError, UnsafeFileError
 from hnf_offline.run.formats import configuration, find, load_optimizer, load_weights
 from hnf_offline.run.formats.names import step_in_name
-from hnf_offline.run.formats.safetensors_file import read_header
+from hnf_offline.run.formats.safetensors_file import holds_weights, read_header
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,18 @@ def test_of_one_step_the_fuller_checkpoint_is_kept(tmp_path: Path, make: Any) ->
     checkpoints, skipped = find(tmp_path)
     assert [checkpoint.path for checkpoint in checkpoints] == [fuller]
     assert skipped[0].path == tmp_path / "a" / "step-5" and "step 5" in skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("model", True), ("pytorch_weights", True), ("random_states", False), ("random_states_0", False),
+     ("optimizer", False), ("batches", False)],
+)  # fmt: skip
+def test_what_lies_beside_weights_is_not_taken_for_weights(name: str, weights: bool, tmp_path: Path) -> None:
+    assert holds_weights(Path(f"{name}.safetensors")) is weights
+    save_file({"w": torch.ones(2)}, tmp_path / "step-5.safetensors")
+    save_file({"cpu": torch.ones(2)}, tmp_path / "random_states_7.safetensors")
+    assert [checkpoint.step for checkpoint in find(tmp_path)[0]] == [5]
 
 
 def test_links_to_a_checkpoint_are_the_checkpoint(tmp_path: Path, make: Any) -> None:
