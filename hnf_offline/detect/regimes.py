@@ -63,6 +63,8 @@ def regimes(profile: pl.DataFrame, spikes: Sequence[Spike]) -> tuple[dict[str, A
             regime = str(labels[part[0]])
             if regime == "excursion" and values[inside].max() <= 1:
                 regime = "near"
+            if regime == "climb" and values[inside[-1]] <= values[inside].min():
+                regime = "unsteady"  # a short stretch that joined it has taken the climb back
             found.append({
                 "start": int(steps[inside[0]]),
                 "end": int(steps[inside[-1]]),

@@ -41,7 +41,8 @@ class RetrainingPlan:
         measured: how many times S would be measured, in all.
         step_seconds: one training step, timed.
         measure_seconds: one measurement, timed.
-        seconds: all together.
+        opening_seconds: building the model and reading the checkpoint, timed.
+        seconds: all together; starting the program and drawing the page (a few seconds) are not in it.
         peak_bytes: memory at the peak, estimated.
         device: where.
         missing: what stands in the way of an exact replay, as far as it is known beforehand.
@@ -53,6 +54,7 @@ class RetrainingPlan:
     measured: int
     step_seconds: float
     measure_seconds: float
+    opening_seconds: float
     seconds: float
     peak_bytes: int
     device: str
@@ -83,12 +85,14 @@ def plan_zoom(
     Returns:
         The plan.
     """
+    opened = time.perf_counter()
     begin = _begin(run, start, settings, model)
+    opening = time.perf_counter() - opened
     stop = last_step(begin, stop)
     shard_of = shards(begin, likeliest(begin), settings, out)
     wanted = measured_steps(start, stop, every)
     looks = sum(read_shard(*shard_of(step)) is None for step in wanted)
-    return _plan(begin, stop, 2 if wanted else 1, looks, settings)
+    return _plan(begin, stop, 2 if wanted else 1, looks, settings, opening)
 
 
 def plan_whatif(
@@ -121,13 +125,15 @@ def plan_whatif(
     """
     for spelling in policies:
         entries_of(spelling)
+    opened = time.perf_counter()
     begin = _begin(run, start, settings, model)
+    opening = time.perf_counter() - opened
     stop = last_step(begin, start + steps)
     every = max(1, (stop - start) // LOOKS) if every is None else every
     arms = 1 + len(policies)
     trainings = 1 + arms + (twins + 1 if twins else 0) + (SEARCH_REPLAYS if find_largest_stable else 0)
     looks = arms * len(measured_steps(start, stop, every)) + bool(find_largest_stable)
-    return _plan(begin, stop, trainings, looks, settings)
+    return _plan(begin, stop, trainings, looks, settings, opening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +180,9 @@ def _begin(run: Run, start: int, settings: ProfileSettings, model: str | None) -
     return open_start(run, open_for_retraining(run, settings, model), start)
 
 
-def _plan(begin: Start, stop: int, trainings: int, looks: int, settings: ProfileSettings) -> RetrainingPlan:
+def _plan(
+    begin: Start, stop: int, trainings: int, looks: int, settings: ProfileSettings, opening: float
+) -> RetrainingPlan:
     training = begin.training(likeliest(begin))
     first = begin.checkpoint.step
     stepping: list[float] = []
@@ -206,7 +214,8 @@ def _plan(begin: Start, stop: int, trainings: int, looks: int, settings: Profile
         looks,
         step,
         look,
-        (stop - first) * trainings * step + looks * look,
+        opening,
+        opening + (stop - first) * trainings * step + looks * look,
         begin.session.memory.peak_bytes,
         str(begin.session.device),
         tuple(missing),

@@ -112,6 +112,13 @@ def test_hovering_below_one_is_not_said_to_cross_it():
     assert f"above 1 at {np.sum(values + 0.12 > 1)} of 20 checkpoints" in across["text"]
 
 
+def test_a_climb_that_was_taken_back_at_once_is_no_climb():
+    values = 0.34375 * np.exp(np.cumsum([-0.125, -0.125, 0.125, 0.15625, -0.25, -0.25]))
+    (part,) = told(values)
+    assert part["regime"] == "unsteady"
+    assert "climbs" not in part["text"]
+
+
 def true_of(part, steps, values):
     """Whether the sentence of a stretch holds for the checkpoints it covers."""
     inside = values[(steps >= part["start"]) & (steps <= part["end"])]

@@ -24,8 +24,9 @@ def test_a_zoom_is_counted(recorded: Path, tmp_path: Path, every: int, trainings
         open_run(recorded), start=10, stop=20, settings=SETTINGS, out=tmp_path / "o", every=every
     )
     assert (plan.start, plan.stop, plan.trainings, plan.measured) == (10, 20, trainings, measured)
-    assert plan.seconds == pytest.approx(10 * trainings * plan.step_seconds + measured * plan.measure_seconds)
-    assert plan.step_seconds > 0 < plan.measure_seconds
+    taken = 10 * trainings * plan.step_seconds + measured * plan.measure_seconds
+    assert plan.seconds == pytest.approx(plan.opening_seconds + taken)
+    assert min(plan.step_seconds, plan.measure_seconds, plan.opening_seconds) > 0
     assert plan.peak_bytes > 0
     assert (plan.device, plan.missing) == ("cpu", ())
     assert not (tmp_path / "o").exists()
@@ -66,7 +67,7 @@ def test_a_whatif_that_never_looks_costs_its_steps_only(recorded: Path) -> None:
         open_run(recorded), start=10, steps=10, policies=("clip=1",), settings=SETTINGS, every=0
     )
     assert (plan.trainings, plan.measured) == (3, 0)
-    assert plan.seconds == pytest.approx(30 * plan.step_seconds)
+    assert plan.seconds == pytest.approx(plan.opening_seconds + 30 * plan.step_seconds)
 
 
 def test_a_policy_that_is_none_is_refused(recorded: Path) -> None:
