@@ -1,11 +1,9 @@
-"""Read the comma-separated arguments of a policy: named fields, numbers within a range, spans of steps."""
+"""Read the comma-separated arguments of a policy: named fields, numbers in a range, whole numbers, spans of steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from hnf_offline.rerun.policies.values import whole
 
 
 def fields(value: str | None, names: Sequence[str], *, required: int) -> list[str | None]:
@@ -95,3 +93,21 @@ def spans(value: str | None, name: str) -> tuple[range, ...]:
             raise ValueError(f"{name} {part.strip()} runs backwards")
         found.append(range(start, stop + 1))
     return tuple(found)
+
+
+def whole(text: str, name: str, *, least: int = 1) -> int:
+    """Read a whole number.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: if it is none, or too small.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, which is no whole number") from None
+    if not least <= value < 1 << 31:
+        raise ValueError(f"{name} is {text}, but must be at least {least}")
+    return value

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from hnf_offline.rerun.policies.arguments import fields, number
+from hnf_offline.rerun.policies.arguments import fields, number, whole
 from hnf_offline.rerun.policies.layers import chosen_layers
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.registry import policy
 from hnf_offline.rerun.policies.spelling import options
-from hnf_offline.rerun.policies.values import whole
 
 if TYPE_CHECKING:
     from torch import Tensor

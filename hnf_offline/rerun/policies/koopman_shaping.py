@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import UsageError
-from hnf_offline.rerun.policies.arguments import fields, number
+from hnf_offline.rerun.policies.arguments import fields, number, whole
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.registry import policy
 from hnf_offline.rerun.policies.spelling import options
-from hnf_offline.rerun.policies.values import whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

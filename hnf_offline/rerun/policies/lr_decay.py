@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.rerun.policies.arguments import fields, number
+from hnf_offline.rerun.policies.arguments import fields, number, whole
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.registry import policy
 from hnf_offline.rerun.policies.since import SinceCheckpoint
-from hnf_offline.rerun.policies.values import whole
 
 if TYPE_CHECKING:
     from hnf_offline.rerun.training import Training

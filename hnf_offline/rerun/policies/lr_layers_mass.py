@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hnf_offline.rerun.policies.arguments import fields, number
+from hnf_offline.rerun.policies.arguments import fields, number, whole
 from hnf_offline.rerun.policies.layer_units import Unit, scales_of, units_of
 from hnf_offline.rerun.policies.looking import COST_OF_S, EVERY, LooksAtStability
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.registry import policy
-from hnf_offline.rerun.policies.values import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

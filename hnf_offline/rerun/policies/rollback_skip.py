@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hnf_offline.errors import UsageError
-from hnf_offline.rerun.policies.arguments import fields
+from hnf_offline.rerun.policies.arguments import fields, whole
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.registry import policy
-from hnf_offline.rerun.policies.values import whole
 
 if TYPE_CHECKING:
     from hnf_offline.rerun.training import Training

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from hnf_offline.rerun.policies.arguments import fields, number
+from hnf_offline.rerun.policies.arguments import fields, number, whole
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.precision import Precision
 from hnf_offline.rerun.policies.registry import policy
-from hnf_offline.rerun.policies.values import whole
 
 #: The scale is a float32.
 _LARGEST = 2.0**127
