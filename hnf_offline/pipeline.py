@@ -214,13 +214,15 @@ def analyse(
         findings = find(measured.run, measured.table, rule=rule, made=described, zooms=zooms.told)
     proofs: tuple[Retraining, ...] = ()
     if prove:
-        from hnf_offline.proof import can_replay, prove_advice
+        from hnf_offline.proof import can_replay, prove_advice, untestable
 
         if can_replay(measured.run, model):
             advice, proofs = _stoppable(
                 lambda: prove_advice(measured.run, findings, settings, model=model, on_progress=on_progress)
             )
-            findings = replace(findings, advice=advice)
+        else:
+            advice = untestable(findings.advice)
+        findings = replace(findings, advice=advice)
     made = {**findings.made, **made_by(command, measured.device, time.monotonic() - began, rule)}
     return Analysis(measured.run, measured.table, replace(findings, made=made), proofs)
 

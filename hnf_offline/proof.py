@@ -212,6 +212,16 @@ def prove_advice(
     return advice, tuple(retrainings)
 
 
+def untestable(advice: Sequence[Advice]) -> tuple[Advice, ...]:
+    """Say of a run whose steps cannot be taken again why its advice was not tested.
+
+    Returns:
+        The advice; what names no policy as it was.
+    """
+    lacking = "not tested: it takes the model, the batch of each step and an optimizer state"
+    return tuple(replace(one, tested=lacking) if one.policy else one for one in advice)
+
+
 def _by_spike(advice: Sequence[Advice]) -> dict[int, list[int]]:
     places: dict[int, list[int]] = {}
     for place, one in enumerate(advice):

@@ -11,6 +11,7 @@ import pytest
 
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.findings import Advice, Findings, Spike
+from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.proof import can_replay, prove_advice, zoom_before_spikes
 from hnf_offline.retraining import EXACT, NOT_REPRODUCIBLE
@@ -89,6 +90,14 @@ def test_a_run_that_cannot_be_replayed_proves_nothing(spiky: Path, plant: Simple
     advice, (done,) = prove_advice(open_run(spiky), advised(spiky, "lr-cap=0.003"), SETTINGS)
     assert done.reproduction.word == NOT_REPRODUCIBLE
     assert advice[0].tested.startswith("not tested: the retraining is not the run, because ")
+
+
+def test_where_nothing_can_be_replayed_a_report_says_so_of_its_advice(spiky: Path, tmp_path: Path) -> None:
+    run = replace(open_run(spiky), batches=None)
+    findings = analyse(run, SETTINGS, tmp_path / "out", rule="robust", prove=True).findings
+    named = [one.tested for one in findings.advice if one.policy]
+    assert len(named) > 0
+    assert set(named) == {"not tested: it takes the model, the batch of each step and an optimizer state"}
 
 
 def test_no_state_before_the_spike_is_said(spiky: Path, plant: SimpleNamespace) -> None:
