@@ -22,8 +22,8 @@ from hnf_offline.rerun.whatif import LOOKS
 from hnf_offline.rerun.zoom import last_step, open_for_retraining, shards
 from hnf_offline.run.records import Run
 
-#: Steps, and measurements, that are timed; the median counts.
-TIMED_STEPS, TIMED_LOOKS = 4, 3
+#: Steps, and measurements spread over them, that are timed: eigenvalues settle at another pace at every step.
+TIMED_STEPS, TIMED_LOOKS = 64, 5
 #: Operations that are always affordable: a minute or two on one core of a laptop.
 SMALL_OPERATIONS = 2e13
 #: Replays that a search for the largest stable rate takes, as a rule.
@@ -41,7 +41,7 @@ class RetrainingPlan:
         measured: how many times S would be measured, in all.
         step_seconds: one training step, timed.
         measure_seconds: one measurement, timed.
-        opening_seconds: building the model and reading the checkpoint, timed.
+        opening_seconds: building the model, reading the checkpoint, and what the first step prepares, timed.
         seconds: all together; starting the program and drawing the page (a few seconds) are not in it.
         peak_bytes: memory at the peak, estimated.
         device: where.
@@ -180,26 +180,44 @@ def _begin(run: Run, start: int, settings: ProfileSettings, model: str | None) -
     return open_start(run, open_for_retraining(run, settings, model), start)
 
 
+def _spread(first: int, last: int) -> list[int]:
+    """Choose steps to measure at, evenly from the first to the last.
+
+    Returns:
+        Ascending steps, the last one always among them.
+    """
+    count = min(TIMED_LOOKS, last - first + 1)
+    return sorted({first + round((last - first) * place / (count - 1)) for place in range(count)})
+
+
 def _plan(
     begin: Start, stop: int, trainings: int, looks: int, settings: ProfileSettings, opening: float
 ) -> RetrainingPlan:
-    training = begin.training(likeliest(begin))
     first = begin.checkpoint.step
-    stepping: list[float] = []
+    # What the very first step and look prepare, later ones find prepared.
+    since = time.perf_counter()
+    training = begin.training(likeliest(begin))
+    measured_rows(begin.session, settings, training)
+    training.advance()
+    training.end()
+    training = begin.training(likeliest(begin))
+    opening += time.perf_counter() - since
+    places = _spread(first, min(stop, first + TIMED_STEPS))
     looking: list[float] = []
-    # The first of each pays for what later ones find prepared; a median of several leaves that out.
-    for _ in range(min(TIMED_LOOKS, stop - first)):
+    stepped = 0.0
+    for place in places:
+        since = time.perf_counter()
+        while training.step < place:
+            taken = training.advance()
+            if taken.loss is not None and training.step == place:
+                float(taken.loss)  # waits for the device
+        stepped += time.perf_counter() - since
         since = time.perf_counter()
         measured_rows(begin.session, settings, training)
         looking.append(time.perf_counter() - since)
-        for _ in range(TIMED_STEPS):
-            if training.step < stop:
-                since = time.perf_counter()
-                float(training.advance().loss)  # type: ignore[arg-type]  # waits for the device
-                stepping.append(time.perf_counter() - since)
     training.end()
     begin.batches.close()
-    step, look = statistics.median(stepping), statistics.median(looking)
+    step, look = stepped / (places[-1] - first), statistics.mean(looking)
     missing = []
     if begin.borrowed:
         missing.append(f"checkpoint {first} has no optimizer state: retraining will not be the run")
