@@ -65,7 +65,9 @@ def report_of(
     folder = Path("reports") / run.name
     try:
         held = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
-        if Path(held["run"]["path"]).resolve() == run.path.resolve() and isinstance(held["advice"], list):
+        of_this_run = Path(held["run"]["path"]).resolve() == run.path.resolve()
+        # An earlier version's report names no policies.
+        if of_this_run and all("policy" in one for one in held["advice"]):
             return held  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -168,6 +168,31 @@ def test_advice_is_what_the_report_recommends(
     one_line(hnf(*ask, "--plan", "--out", "b"), "hnf report", "--plan")
 
 
+def test_a_report_of_an_earlier_version_is_made_anew(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hnf_offline.cli import recommended
+    from hnf_offline.profile.settings import ProfileSettings
+    from hnf_offline.run import open_run
+
+    monkeypatch.chdir(tmp_path)
+    run = open_run(tiny_run)
+    held = Path("reports") / run.name / "findings.json"
+    held.parent.mkdir(parents=True)
+    made: list[str] = []
+
+    class Done:
+        class findings:  # noqa: N801
+            to_json = staticmethod(lambda: {"advice": [], "made": "now"})
+
+    monkeypatch.setattr(recommended, "analyse", lambda *_, **__: made.append("now") or Done)
+    old = {"run": {"path": str(tiny_run)}, "advice": [{"action": "lower it"}]}
+    for advice, expected in (([{"action": "lower it", "policy": ""}], []), (old["advice"], ["now"])):
+        held.write_text(json.dumps({**old, "advice": advice}))
+        recommended.report_of(run, ProfileSettings(), rule="robust")
+        assert made == expected
+
+
 @pytest.fixture(scope="module")
 def replayable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recorded run that predicts the next token of the same rows at every step."""
