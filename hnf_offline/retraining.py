@@ -74,6 +74,9 @@ class Arm:
         learning_rate: rate of each step.
         stability_steps: steps at which S was measured (weights after that update).
         stability_ratio: S there.
+        stability_low: lower ends of its error bars (residual, and spread over batches), None where exact.
+        stability_high: upper ends.
+        stability_certified: False where the eigenvalue has not settled.
         spikes: the loss spikes of the arm, found in the log up to the start and these losses.
         formula: formula of the policy, "" for as was.
         cost: what the policy costs a step, in words.
@@ -92,6 +95,9 @@ class Arm:
     learning_rate: tuple[float | None, ...]
     stability_steps: tuple[int, ...] = ()
     stability_ratio: tuple[float, ...] = ()
+    stability_low: tuple[float | None, ...] = ()
+    stability_high: tuple[float | None, ...] = ()
+    stability_certified: tuple[bool, ...] = ()
     spikes: tuple[Spike, ...] = ()
     formula: str = ""
     cost: str = ""

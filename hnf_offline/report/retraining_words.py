@@ -304,10 +304,18 @@ def _warning(retraining: Retraining, arm: Arm) -> tuple[str, str]:
     if at is None:
         return "first alarm", "none, and S stays below 1"
     spike = next((spike.onset for spike in arm.spikes if spike.onset >= at), None)
-    return (
-        label,
-        f"at {at:,}" if spike is None else f"at {at:,}, {plural(spike - at, 'step')} before the spike",
-    )
+    if spike is None:
+        return label, f"at {at:,}"
+    resolution = _resolution(arm, at)
+    lead = plural(spike - at, "step") if spike - at >= resolution else f"< {resolution} steps"
+    rough = "" if resolution <= 1 else f" (S every {resolution} steps)"
+    return label, f"at {at:,}, {lead} before the spike{rough}"
+
+
+def _resolution(arm: Arm, at: int) -> int:
+    # Steps since S was looked at before: what a lead cannot be finer than.
+    earlier = [step for step in arm.stability_steps if step < at]
+    return at - earlier[-1] if earlier else 1
 
 
 def _relative(difference: float | None) -> str:

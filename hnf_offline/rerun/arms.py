@@ -17,6 +17,7 @@ from hnf_offline.rerun.recipe import Recipe
 from hnf_offline.rerun.series import Series
 from hnf_offline.rerun.stability import RATIO, stability_of
 from hnf_offline.rerun.start import Start
+from hnf_offline.rerun.training import Stability
 from hnf_offline.retraining import Arm
 from hnf_offline.table import series
 
@@ -49,8 +50,13 @@ def as_was(begin: Start, series_of: Series, measured: pl.DataFrame) -> Arm:
     Returns:
         Its losses, and S where it was measured.
     """
-    known = series(measured, RATIO)
-    return _arm(AS_WAS, begin, series_of, dict(zip(known["step"], known["value"], strict=True)), 0.0)
+    looks = {
+        int(row["step"]): Stability(
+            row["value"], math.nan, {}, low=row["low"], high=row["high"], certified=row["certified"]
+        )
+        for row in series(measured, RATIO).to_dicts()
+    }
+    return _arm(AS_WAS, begin, series_of, looks, 0.0)
 
 
 def measured_steps(first: int, stop: int, every: int) -> list[int]:
@@ -93,7 +99,7 @@ def train_arm(
     measure = stability_of(begin.session, settings)
     training = begin.training(recipe, policies, measure_stability=measure)
     taken = Series()
-    ratios: dict[int, float] = {}
+    looks: dict[int, Stability] = {}
     try:
         for done, step in enumerate(measured_steps(begin.checkpoint.step, stop, every) or [stop], 1):
             since = time.perf_counter()
@@ -102,13 +108,13 @@ def train_arm(
             if every:
                 known = training.stability()
                 if known is not None:
-                    ratios[step] = known.ratio
+                    looks[step] = known
             telling.tell(step, done, time.perf_counter() - since)
     finally:
         training.end()
     taken.settle()
     return replace(
-        _arm(spelling, begin, taken, ratios, time.perf_counter() - began),
+        _arm(spelling, begin, taken, looks, time.perf_counter() - began),
         notes=tuple(note for policy in policies for note in policy.notes()),
         formula="; ".join(entry.formula for entry in entries),
         cost="; ".join(entry.cost for entry in entries),
@@ -116,15 +122,18 @@ def train_arm(
     )
 
 
-def _arm(spelling: str, begin: Start, taken: Series, ratios: Mapping[int, float], seconds: float) -> Arm:
+def _arm(spelling: str, begin: Start, taken: Series, looks: Mapping[int, Stability], seconds: float) -> Arm:
     return Arm(
         spelling,
         tuple(taken.steps),
         tuple(taken.losses),
         tuple(taken.grad_norms),
         tuple(taken.learning_rates),
-        tuple(ratios),
-        tuple(ratios.values()),
+        tuple(looks),
+        tuple(look.ratio for look in looks.values()),
+        tuple(look.low for look in looks.values()),
+        tuple(look.high for look in looks.values()),
+        tuple(look.certified for look in looks.values()),
         spikes_of(begin, taken.steps, taken.losses),
         seconds=seconds,
     )
@@ -145,6 +154,21 @@ def spikes_of(begin: Start, steps: Sequence[int], losses: Sequence[float | None]
     frame = pl.DataFrame(rows, schema={"step": pl.Int64, "loss": pl.Float64}, orient="row")
     found = find_spikes(frame, resume_steps=())
     return tuple(spike for spike in found if spike.onset > first)
+
+
+def unsettled(arm: Arm) -> tuple[str, ...]:
+    """Say where S of an arm is no certified eigenvalue.
+
+    Returns:
+        At most one sentence.
+    """
+    steps = [
+        step for step, sure in zip(arm.stability_steps, arm.stability_certified, strict=True) if not sure
+    ]
+    if not steps:
+        return ()
+    few = ", ".join(map(str, steps[:4])) + (", ..." if len(steps) > 4 else "")
+    return (f"{arm.policy}: S has not settled at {len(steps)} of {len(arm.stability_steps)} looks ({few})",)
 
 
 def final_loss(arm: Arm) -> float | None:

@@ -1,4 +1,4 @@
-"""What a retraining would cost: one step and one measurement are timed, nothing is written."""
+"""What a retraining would cost: some of its steps and measurements are timed, nothing is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hnf_offline.run.records import Run
 
 #: Steps, and measurements spread over them, that are timed: eigenvalues settle at another pace at every step.
 TIMED_STEPS, TIMED_LOOKS = 64, 5
-#: Operations that are always affordable: a minute or two on one core of a laptop.
+#: Operations that are always affordable: a model of some thousand weights is zoomed at every step.
 SMALL_OPERATIONS = 2e13
 #: Replays that a search for the largest stable rate takes, as a rule.
 SEARCH_REPLAYS = 8

@@ -39,11 +39,13 @@ def stability_in(rows: list[Row]) -> Stability | None:
     Returns:
         The stability; None where S was not measured.
     """
-    whole = {row.quantity: row.value for row in rows if row.layer == ""}
+    whole = {row.quantity: row for row in rows if row.layer == ""}
     if RATIO not in whole:
         return None
+    ratio = whole[RATIO]
+    rate = whole[RATE].value if RATE in whole else float("nan")
     mass = {row.layer: row.value for row in rows if row.quantity == MASS}
-    return Stability(whole[RATIO], whole.get(RATE, float("nan")), mass)
+    return Stability(ratio.value, rate, mass, low=ratio.low, high=ratio.high, certified=ratio.certified)
 
 
 def stability_of(session: Session, settings: ProfileSettings) -> Callable[[Training], Stability | None]:

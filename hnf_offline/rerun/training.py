@@ -50,12 +50,18 @@ class Stability:
         mass: layer path -> its share of the least stable direction.
         layers: measures S of every layer's own block, at the weights of that moment: layer path -> S; None where
             nobody can. Dear: call it only when the layers are needed.
+        low: lower end of the ratio's error bar, None where it is exact.
+        high: upper end.
+        certified: False where the eigenvalue has not settled.
     """
 
     ratio: float
     learning_rate: float
     mass: Mapping[str, float]
     layers: Callable[[], Mapping[str, float]] | None = None
+    low: float | None = None
+    high: float | None = None
+    certified: bool = True
 
 
 class Training:

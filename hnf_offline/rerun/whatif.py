@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hnf_offline.errors import UsageError
 from hnf_offline.profile.settings import ProfileSettings, Progress
-from hnf_offline.rerun.arms import AS_WAS, Telling, final_loss, measured_steps, peak, train_arm
+from hnf_offline.rerun.arms import AS_WAS, Telling, final_loss, measured_steps, peak, train_arm, unsettled
 from hnf_offline.rerun.largest_stable import find_largest_stable as search_largest_stable
 from hnf_offline.rerun.policies.registry import make_policies
 from hnf_offline.rerun.start import open_start
@@ -114,6 +114,7 @@ def whatif(
     reference = arms[0]
     told = [_told(arm, reference, band) for arm in arms]
     notes += [f"{arm.policy}: {note}" for arm in arms for note in arm.notes]
+    notes += [note for arm in arms for note in unsettled(arm)]
     done = Retraining(
         "whatif",
         {"name": run.name, "path": str(run.path), "optimizer": found.recipe.kind},

@@ -26,7 +26,7 @@ from hnf_offline.profile.shards import (
     write_parquet,
     write_shard,
 )
-from hnf_offline.rerun.arms import as_was, measured_steps
+from hnf_offline.rerun.arms import as_was, measured_steps, unsettled
 from hnf_offline.rerun.judgement import judge
 from hnf_offline.rerun.recipe import Recipe
 from hnf_offline.rerun.search import Found, find_reading
@@ -116,7 +116,12 @@ def zoom(
         raise UsageError(f"--to {stop} is not after --from {start}", remedy="zoom goes forward in time")
     session = open_for_retraining(run, settings, model)
     begin = open_start(run, session, start)
-    stop = last_step(begin, stop)
+    asked, stop = stop, last_step(begin, stop)
+    cut = (
+        []
+        if stop == asked
+        else [f"the batches end at step {stop}, so steps {stop + 1} to {asked} were not taken"]
+    )
     found, reproduction = prove(begin, stop, on_progress)
     measured = table()
     usable = reproduction.word != NOT_REPRODUCIBLE
@@ -132,13 +137,13 @@ def zoom(
     begin.batches.close()
     retraining = Retraining(
         "zoom",
-        {"name": run.name, "path": str(run.path), "optimizer": begin.kinds[0]},
+        {"name": run.name, "path": str(run.path), "optimizer": found.recipe.kind},
         start,
         stop,
         reproduction,
         (arm,),
         twins=band,
-        notes=tuple(alarm_notes(alarms, measured)),
+        notes=(*cut, *alarm_notes(alarms, measured), *unsettled(arm)),
         alarms=alarms,
         made={"device": str(begin.session.device)},
     )
@@ -247,7 +252,8 @@ def shards(
     """
     folder = out / "profile" / f"zoom-{begin.checkpoint.step:06d}"
     base = f"{_key(begin, recipe, settings)}{'-anchored' if anchored else ''}"
-    return lambda step: (folder / f"step-{step:06d}.parquet", f"{base}-{_fed(begin, recipe, step)}")
+    fed = _Fed(begin, recipe)
+    return lambda step: (folder / f"step-{step:06d}.parquet", f"{base}-{fed.until(step)}")
 
 
 def _key(begin: Start, recipe: Recipe, settings: ProfileSettings) -> str:
@@ -257,19 +263,26 @@ def _key(begin: Start, recipe: Recipe, settings: ProfileSettings) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _fed(begin: Start, recipe: Recipe, stop: int) -> str:
-    """Hash what the replay was fed up to a step and the rate that S is measured with."""
-    first = begin.checkpoint.step
-    source = begin.batches.source
-    fed = [
-        (
-            begin.rates.of(step, source=recipe.rates, offset=recipe.rate_offset),
-            tuple(source.rows_of_step(step + recipe.batch_offset))[:1],
-        )
-        for step in range(first + 1, stop + 2)
-    ]
-    size = source.path.stat().st_size
-    return hashlib.blake2b(repr((source.path.name, size, fed)).encode(), digest_size=8).hexdigest()
+class _Fed:
+    """Hashes what a replay was fed up to a step, and the rate that S is measured with there."""
+
+    def __init__(self, begin: Start, recipe: Recipe) -> None:
+        self._begin = begin
+        self._recipe = recipe
+        path = begin.batches.source.path
+        self._hash = hashlib.blake2b(f"{path.name} {path.stat().st_size}".encode(), digest_size=8)
+        self._digests: list[str] = []
+
+    def until(self, stop: int) -> str:
+        """Give the hash of everything up to a step; each step is hashed once."""
+        first = self._begin.checkpoint.step
+        while len(self._digests) <= stop - first:
+            step = first + len(self._digests) + 1
+            rate = self._begin.rates.of(step, source=self._recipe.rates, offset=self._recipe.rate_offset)
+            rows = self._begin.batches.rows_of(step + self._recipe.batch_offset)
+            self._hash.update(f"{rate!r} {list(rows[:1])}".encode())
+            self._digests.append(self._hash.hexdigest())
+        return self._digests[stop - first]
 
 
 def alarms_within(run: Run, measured: pl.DataFrame) -> tuple[Alarm, ...]:

@@ -69,8 +69,8 @@ class ControlStability(LooksAtStability):
     summary="Lower the learning rate so that S stays at TARGET, never below FLOOR times the run's own.",
     formula="eta_s <- eta_s clip(TARGET / S(eta_s), FLOOR, 1), S(eta) = eta S_seen / eta_seen, seen every EVERY steps",
     reference=(
-        "this project's study, section 6: 12 spikes instead of 38, without a horizon; without a floor it is harmful "
-        "(the landscape sharpens as fast as the rate falls); defaults .8, .25, 8"
+        "this project; needs no horizon, as a cosine does; without a floor the landscape can sharpen as fast as the "
+        "rate falls; defaults .8, .25, 8"
     ),
     cost=f"every EVERY steps {COST_OF_S}",
     example="lr-controller=0.8,0.25,8",

@@ -43,8 +43,7 @@ class DecayLearningRate(SinceCheckpoint):
     summary="Lower the learning rate by FACTOR at once and again every APART steps, down to FLOOR: blind to curvature.",
     formula="eta_s <- eta_s max(FLOOR, FACTOR^(1 + floor(k / APART))), k = steps since the checkpoint",
     reference=(
-        "this project's study, section 6: the control of lr-ratchet, and as good as it (10 against 9 spikes, "
-        "38 without either); defaults .7, 60, .2"
+        "this project: the control of lr-ratchet, which knows S; what helps without it was not S; defaults .7, 60, .2"
     ),
     cost="nothing",
     example="lr-decay=0.7,60,0.2",

@@ -113,10 +113,7 @@ class LayersByMass(LooksAtStability):
         "eta_l <- eta / (1 + (S/TARGET - 1) m_l / sum_k m_k^2), at least FLOOR eta, repeated until S <= 1.05 TARGET; "
         "m_l = share of the layer in the top eigenvector of A^1/2 H A^1/2; every EVERY steps"
     ),
-    reference=(
-        "this project (Rayleigh quotient of the scaled operator); that the mass finds the layer whose step is too "
-        "large: this project's study, section 3; defaults .8, .02, 8"
-    ),
+    reference=("this project: Rayleigh quotient of the scaled operator; defaults .8, .02, 8"),
     cost=f"every EVERY steps 1-13 times {COST_OF_S}, mostly 2-3 times",
     example="lr-layers-mass=0.8,0.02,8",
 )

@@ -69,8 +69,7 @@ class RatchetLearningRate(LooksAtStability):
     summary="Multiply the learning rate by FACTOR for good at each alarm S > 1, at least APART steps apart.",
     formula="share <- max(FLOOR, FACTOR share) when S(eta share) > 1; eta_s <- eta_s share; S seen every EVERY steps",
     reference=(
-        "this project's study, section 6: 9 spikes instead of 38; a decay that is blind to S (lr-decay) does as well; "
-        "defaults .7, 60, .2, 8"
+        "this project; compare it with lr-decay, which is blind to S and may do as well; defaults .7, 60, .2, 8"
     ),
     cost=f"every EVERY steps {COST_OF_S}",
     example="lr-ratchet=0.7,60,0.2,8",

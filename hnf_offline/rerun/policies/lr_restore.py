@@ -71,8 +71,8 @@ class RestoreLearningRate(LooksAtStability):
     summary="Multiply the learning rate by FACTOR for STEPS steps at each alarm S > 1, then restore it.",
     formula="eta_s <- eta_s FACTOR for STEPS steps after S(eta) > 1, then eta_s again; S seen every EVERY steps",
     reference=(
-        "the source document's Experiment 3 (halve for 100 steps); this project's study, section 6: it does not help, "
-        "33 of 42 spikes came within 12 steps of a restoration; defaults .5, 100, 8"
+        "the source document's Experiment 3 (halve for 100 steps); the rate that comes back meets a sharpness that "
+        "has grown to the lower one: compare it with lr-ratchet and lr-decay; defaults .5, 100, 8"
     ),
     cost=f"every EVERY steps {COST_OF_S}",
     example="lr-restore=0.5,100,8",

@@ -42,8 +42,8 @@ class ScaleLearningRate(SinceCheckpoint):
     formula="eta_s <- FACTOR eta_s for the first STEPS steps after the checkpoint, then eta_s again",
     reference=(
         "the source document's reduction 'by 2x for the next 100 steps' (its Experiment 3) is lr-scale=0.5:100; "
-        "this project's study found that restoring the rate brings the next spike (33 of 42 onsets within 12 steps "
-        "of a restoration), because the sharpness grows until S is 1 at the lower rate: leave STEPS out"
+        "restoring the rate brings the next spike, because the sharpness grows until S is 1 at the lower rate: "
+        "leave STEPS out"
     ),
     cost="nothing",
     example="lr-scale=0.5",
