@@ -27,7 +27,7 @@ def rounded_otherwise(tmp_path: Path) -> Path:
     file = folder / "checkpoints" / "step-000876" / "model.safetensors"
     generator = torch.Generator().manual_seed(0)
     weights = {
-        name: value * (1 + 1e-5 * torch.randn(value.shape, generator=generator))
+        name: value * (1 + 1e-6 * torch.randn(value.shape, generator=generator))
         for name, value in load_file(file).items()
     }
     save_file(weights, file)
