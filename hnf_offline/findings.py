@@ -171,6 +171,27 @@ class Pathology:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong with a run as a series of files: what `hnf check` finds.
+
+    Attributes:
+        kind: name of the check that found it, such as "identical-weights".
+        severity: "danger" (what is computed from it is wrong), "warning", or "info".
+        step: the checkpoint or log step it is about, None for the whole run.
+        path: the file or folder, relative to the run; "" for the whole run.
+        evidence: the numbers that show it, one sentence.
+        remedy: what to do about it, one sentence.
+    """
+
+    kind: str
+    severity: str
+    step: int | None
+    path: str
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Advice:
     """What to do, why, from which checkpoint, and the numbers behind it.
 
@@ -259,6 +280,7 @@ class Findings:
         facts: the four facts of the first screen: {"label": ..., "value": ...}.
         zooms: stretches that were retrained step by step, and how well that gave the run again: {"start", "stop",
             "word", "because", "loss_difference_max", "weight_difference_max"}.
+        faults: what is wrong with the run as a series of files.
         made: versions, time, device: the only part that differs between two identical runs.
     """
 
@@ -273,6 +295,7 @@ class Findings:
     relations: tuple[Relation, ...] = ()
     regimes: tuple[Mapping[str, Any], ...] = ()
     pathologies: tuple[Pathology, ...] = ()
+    faults: tuple[Fault, ...] = ()
     replay_checks: tuple[ReplayCheck, ...] = ()
     last_healthy_checkpoint: int | None = None
     advice: tuple[Advice, ...] = ()

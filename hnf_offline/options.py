@@ -145,6 +145,17 @@ Prove = Annotated[
     bool, typer.Option("--prove", help="Test each recommendation by retraining the run with it.")
 ]
 Rule = Annotated[RuleName, typer.Option("--rule", help="Definition of a loss spike.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="NAME=COLUMN",
+        help="Which column of the log is the step, loss, grad_norm or learning_rate: loss=train/lm_loss.",
+    ),
+]
+NoMemoryMap = Annotated[
+    bool, typer.Option("--no-mmap", help="Read weight files instead of mapping them (network disks).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the result is.")]
 Silent = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

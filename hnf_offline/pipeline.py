@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -378,20 +378,41 @@ def relative(path: Path) -> Path:
         return path
 
 
-def open_input(path: Path, manifest: Path | None = None) -> Run:
-    """Find out what a run directory, a checkpoint or a log file holds.
+def open_input(
+    path: Path | str,
+    manifest: Path | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    memory_map: bool = True,
+) -> Run:
+    """Find out what a run directory, a checkpoint, a log file or an address such as s3://... holds.
+
+    Args:
+        path: the folder, file or address.
+        manifest: a run.toml to read instead of the run's own.
+        columns: "loss=train/lm_loss" and the like: which column of the log is what.
+        memory_map: whether weight files may be mapped into memory.
 
     Returns:
         The run.
 
     Raises:
         InputError: if there is nothing at that path.
+        UsageError: if a column is not spelled NAME=COLUMN.
     """
     from hnf_offline.run import open_run
 
-    if not path.exists():
+    named: dict[str, str] = {}
+    for spelled in columns or ():
+        ours, equals, column = spelled.partition("=")
+        if not (ours and equals and column):
+            raise UsageError(
+                f"--column {spelled} is not NAME=COLUMN", remedy="write it as --column loss=train/lm_loss"
+            )
+        named[ours] = column
+    if "://" not in str(path) and not Path(path).exists():
         raise InputError("no such file or folder", path=path, remedy="name the folder of a run or a log file")
-    return open_run(path, manifest)
+    return open_run(path, manifest, columns=named, memory_map=memory_map)
 
 
 def made_by(command: str, device: str, seconds: float, rule: str) -> dict[str, Any]:

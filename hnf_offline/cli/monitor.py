@@ -6,6 +6,7 @@ from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import remarks, typed_command
 from hnf_offline.cli.results import print_plans
 from hnf_offline.options import (
+    Column,
     Device,
     DeviceName,
     Every,
@@ -14,6 +15,7 @@ from hnf_offline.options import (
     Layers,
     Manifest,
     Model,
+    NoMemoryMap,
     Out,
     Precision,
     PrecisionName,
@@ -47,6 +49,8 @@ def monitor(
     rows: Rows = None,
     replay: Replay = None,
     manifest: Manifest = None,
+    column: Column = None,
+    no_mmap: NoMemoryMap = False,
     model: Model = None,
     rule: Rule = RuleName.robust,
     force: Force = False,
@@ -58,7 +62,7 @@ def monitor(
 
     Line by line in order of time: no line uses anything that was not known at its step.
     """
-    run = open_input(run_path, manifest)
+    run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
     folder, remark = output_folder(out, (run,), force=force)
     if plan:

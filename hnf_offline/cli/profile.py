@@ -8,6 +8,7 @@ from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import no_checkpoints, remarks
 from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
+    Column,
     Device,
     DeviceName,
     Every,
@@ -17,6 +18,7 @@ from hnf_offline.options import (
     Manifest,
     Map,
     Model,
+    NoMemoryMap,
     Out,
     Precision,
     PrecisionName,
@@ -48,6 +50,8 @@ def profile(
     rows: Rows = None,
     replay: Replay = None,
     manifest: Manifest = None,
+    column: Column = None,
+    no_mmap: NoMemoryMap = False,
     model: Model = None,
     force: Force = False,
     plan: ShowPlan = False,
@@ -59,7 +63,7 @@ def profile(
 
     Writes one long table, profile.parquet. What was measured before is not measured again.
     """
-    run = open_input(run_path, manifest)
+    run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
     folder, remark = output_folder(out, (run,), force=force)
     if not run.checkpoints:

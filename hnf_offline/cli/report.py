@@ -6,6 +6,7 @@ from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import remarks, typed_command
 from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
+    Column,
     Device,
     DeviceName,
     Every,
@@ -15,6 +16,7 @@ from hnf_offline.options import (
     Manifest,
     Map,
     Model,
+    NoMemoryMap,
     Out,
     Precision,
     PrecisionName,
@@ -55,6 +57,8 @@ def report(
     rows: Rows = None,
     replay: Replay = None,
     manifest: Manifest = None,
+    column: Column = None,
+    no_mmap: NoMemoryMap = False,
     model: Model = None,
     rule: Rule = RuleName.robust,
     force: Force = False,
@@ -71,7 +75,7 @@ def report(
     with its pictures and tables: which layer went wrong first, how early that could have been known, whether
     that is more than chance, the last healthy checkpoint, and what to do.
     """
-    run = open_input(run_path, manifest)
+    run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
     folder, remark = output_folder(out, (run,), force=force)
     if plan:

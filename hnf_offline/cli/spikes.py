@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hnf_offline.cli.app import verb
 from hnf_offline.errors import InputError
-from hnf_offline.options import Json, LogPath, Manifest, Rule, RuleName
+from hnf_offline.options import Column, Json, LogPath, Manifest, Rule, RuleName
 from hnf_offline.pipeline import open_input
 from hnf_offline.printing import emit, emit_json, terminal
 
@@ -14,13 +14,14 @@ def spikes(
     path: LogPath,
     rule: Rule = RuleName.robust,
     manifest: Manifest = None,
+    column: Column = None,
     as_json: Json = False,
 ) -> None:
     """Find the loss spikes of a training log.
 
     Each with its onset, peak and end. Needs no checkpoints.
     """
-    run = open_input(path, manifest)
+    run = open_input(path, manifest, column)
     if run.log is None:
         raise InputError("has no training log that can be read", path=path, remedy="name the log file itself")
     from hnf_offline.detect.spikes import find_spikes

@@ -14,6 +14,7 @@ from hnf_offline.cli.remarks import remarks
 from hnf_offline.cli.retraining import check_start, interrupted, print_plan, retraining_folder, tell, write
 from hnf_offline.errors import UsageError
 from hnf_offline.options import (
+    Column,
     Device,
     DeviceName,
     Find,
@@ -21,6 +22,7 @@ from hnf_offline.options import (
     Json,
     Manifest,
     Model,
+    NoMemoryMap,
     Out,
     Policies,
     Precision,
@@ -87,6 +89,8 @@ def whatif(
     rows: Rows = None,
     replay: Replay = None,
     manifest: Manifest = None,
+    column: Column = None,
+    no_mmap: NoMemoryMap = False,
     model: Model = None,
     force: Force = False,
     plan: ShowPlan = False,
@@ -112,7 +116,7 @@ def whatif(
             remedy="give --policy P (hnf whatif --list-policies) or --find largest-stable-lr",
         )
     _check(arms)
-    run = open_input(run_path, manifest)
+    run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
     settings = profile_settings(TierName.stability, None, 1, None, device, dtype, rows, replay)
     folder, remark = retraining_folder(out, run, f"whatif-{start}", force=force)

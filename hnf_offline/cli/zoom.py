@@ -12,6 +12,7 @@ from hnf_offline.cli.remarks import remarks
 from hnf_offline.cli.retraining import check_start, interrupted, print_plan, retraining_folder, tell
 from hnf_offline.errors import UsageError
 from hnf_offline.options import (
+    Column,
     Device,
     DeviceName,
     Force,
@@ -20,6 +21,7 @@ from hnf_offline.options import (
     Layers,
     Manifest,
     Model,
+    NoMemoryMap,
     Out,
     Precision,
     PrecisionName,
@@ -55,6 +57,8 @@ def zoom(
     rows: Rows = None,
     replay: Replay = None,
     manifest: Manifest = None,
+    column: Column = None,
+    no_mmap: NoMemoryMap = False,
     model: Model = None,
     force: Force = False,
     plan: ShowPlan = False,
@@ -71,7 +75,7 @@ def zoom(
         raise UsageError(
             f"--to {stop} does not come after --from {start}", remedy=f"write --to {start + 1} or later"
         )
-    run = open_input(run_path, manifest)
+    run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
     settings = profile_settings(tier, None, 1, layers, device, dtype, rows, replay)
     folder, remark = retraining_folder(out, run, f"zoom-{start}-{stop}", force=force)

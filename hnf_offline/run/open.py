@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,20 @@ _GPT_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 _REMEDY = "point at the folder that holds the checkpoints or the log, or name them in a run.toml there"
 
 
-def open_run(path: Path | str, manifest: Path | str | None = None) -> Run:
+def open_run(
+    path: Path | str,
+    manifest: Path | str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    memory_map: bool = True,
+) -> Run:
     """Find the checkpoints, log, batches, model and settings of a run.
 
     Args:
         path: a run directory, one checkpoint, or one log file.
         manifest: a run.toml to read instead of the one in the directory.
+        columns: our column name -> name in the log; wins over the manifest's.
+        memory_map: whether weight files may be mapped into memory.
 
     Returns:
         The run; what could not be read is in `skipped`, what is not there in `missing`.
@@ -46,8 +55,10 @@ def open_run(path: Path | str, manifest: Path | str | None = None) -> Run:
         if path.is_dir() or manifest
         else Manifest()
     )
+    said = replace(said, columns={**said.columns, **(columns or {})})
 
     checkpoints, skipped = formats.find(path, said.checkpoint_glob)
+    checkpoints = [replace(checkpoint, memory_map=memory_map) for checkpoint in checkpoints]
     if path.is_file() and not checkpoints:
         if skipped and format_of(path) is None:
             raise InputError(skipped[0].reason, path=skipped[0].path, remedy=skipped[0].remedy or None)

@@ -25,6 +25,8 @@ class Checkpoint:
         weight_files: the files that hold the weights.
         optimizer_files: the files that hold the optimizer state, empty where none was saved.
         config_file: the model configuration saved with it, if any.
+        adapter: whether the weights are only an adapter (LoRA and the like): they can be looked at, not replayed.
+        memory_map: whether its files may be mapped into memory; False on network disks that read them badly.
     """
 
     step: int
@@ -33,11 +35,32 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     optimizer_files: tuple[Path, ...] = ()
     config_file: Path | None = None
+    adapter: bool = False
+    memory_map: bool = True
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files whose content decides what is measured at this checkpoint."""
         return self.weight_files + self.optimizer_files
+
+
+@dataclass(frozen=True, slots=True)
+class LogSegment:
+    """One uninterrupted stretch of a log: a file, or a part of one between two restarts.
+
+    Attributes:
+        file: the file it was read from.
+        first: its first step.
+        last: its last step.
+        rows: its rows with a loss.
+        replaced: how many of them a later segment wrote again (the last writer wins).
+    """
+
+    file: Path
+    first: int
+    last: int
+    rows: int
+    replaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +71,17 @@ class Log:
 
     Attributes:
         rows: columns `step` (i64), and `loss`, `grad_norm`, `learning_rate` (f64, null where the log has
-            none, NaN and infinity kept), then any other numeric column under its own name.
+            none, NaN and infinity kept), those of `loss_scale`, `skipped_steps`, `throughput` and `step_time` that
+            the log has (units are the log's own), then any other numeric column under its own name.
         files: the files it was read from.
         duplicates: rows whose step came again later (the last writer wins).
         skipped_lines: lines that could not be read.
         restarts: steps at which the log jumps back or starts again: resumes of the run.
         columns: our column name -> the name in the file.
+        formats: names of the formats that read the files, each once.
+        segments: the stretches it was put together from, in the order in which they were written.
+        notes: what a reader said of the log beside its rows, one sentence each.
+        shift: added to the file's steps so that `step` counts optimizer updates; 1 for a log that counts from 0.
     """
 
     rows: pl.DataFrame
@@ -62,6 +90,10 @@ class Log:
     skipped_lines: int = 0
     restarts: tuple[int, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
+    segments: tuple[LogSegment, ...] = ()
+    notes: tuple[str, ...] = ()
+    shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)

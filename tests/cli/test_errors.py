@@ -126,7 +126,7 @@ def test_the_report_of_another_run_is_replaced_with_a_word(hnf: Any, write_log: 
 def test_an_unexpected_error_is_one_line_and_the_traceback_on_demand(
     hnf: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the sky fell\nsecond line")
 
     monkeypatch.setattr("hnf_offline.cli.report.open_input", broken)

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.formats import dcp, hf_trainer, nanogpt, safetensors_folder
+from hnf_offline.run.formats import (
+    adapter,
+    dcp,
+    deepspeed,
+    hf_trainer,
+    lightning,
+    megatron,
+    nanogpt,
+    olmo,
+    safetensors_folder,
+    torch_state,
+)
 from hnf_offline.run.formats.names import step_in_name, step_in_path
 from hnf_offline.run.formats.protocol import CheckpointFormat
 from hnf_offline.run.records import Checkpoint, Skipped
@@ -19,11 +30,20 @@ if TYPE_CHECKING:
 
 #: Layout name -> module; the first that recognises a file or folder has it.
 FORMATS: Mapping[str, CheckpointFormat] = {
+    # Before the one below: Megatron's torch_dist folders are of that layout, with settings of their own.
+    megatron.LAYOUT: megatron,
     # Before the Trainer's: accelerate writes this layout into checkpoint-<step>/.
     dcp.LAYOUT: dcp,
+    deepspeed.LAYOUT: deepspeed,
+    olmo.LAYOUT: olmo,
+    # Before the Trainer's: a checkpoint-<step>/ may hold an adapter only.
+    adapter.LAYOUT: adapter,
     hf_trainer.LAYOUT: hf_trainer,
     safetensors_folder.LAYOUT: safetensors_folder,
+    lightning.LAYOUT: lightning,
     nanogpt.LAYOUT: nanogpt,
+    # Last: any file of tensors with a step in its name.
+    torch_state.LAYOUT: torch_state,
 }
 
 #: Bounds on the walk: deeper or larger trees are not runs.

@@ -7,8 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.logs import delimited, jsonl, trainer_state
+from hnf_offline.run.logs import (
+    console_rows,
+    delimited,
+    fairseq,
+    jsonl,
+    key_value,
+    llm_c,
+    megatron,
+    mlflow,
+    modded_nanogpt,
+    nanogpt,
+    tensorboard,
+    trainer_state,
+    wandb_folder,
+)
 from hnf_offline.run.logs.columns import choose_columns
+from hnf_offline.run.logs.lines import head
 from hnf_offline.run.logs.merge import Segment, merge
 from hnf_offline.run.logs.raw import LogFormat, RawLog
 from hnf_offline.run.records import Log
@@ -18,9 +33,19 @@ if TYPE_CHECKING:
 
 #: Format name -> module; the first that recognises a file reads it.
 LOG_FORMATS: Mapping[str, LogFormat] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb_folder,
+    "mlflow": mlflow,
     "jsonl": jsonl,
     "trainer_state": trainer_state,
     "delimited": delimited,
+    "console_rows": console_rows,
+    "fairseq": fairseq,
+    "megatron": megatron,
+    "modded_nanogpt": modded_nanogpt,
+    "llm_c": llm_c,
+    "nanogpt": nanogpt,
+    "key_value": key_value,
 }
 
 _HEAD = 65_536
@@ -32,12 +57,11 @@ def format_of(path: Path) -> str | None:
     Returns:
         A key of `LOG_FORMATS`, None where no format recognises it.
     """
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            head = file.read(_HEAD)
-    except OSError:
+    start = "" if path.is_dir() else head(path, _HEAD)
+    if not start and not path.is_dir():
         return None
-    return next((name for name, one in LOG_FORMATS.items() if one.recognises(path, head)), None)
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    return next((name for name, one in LOG_FORMATS.items() if one.recognises(plain, start)), None)
 
 
 def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | None = None) -> Log:

@@ -9,6 +9,8 @@ from pathlib import Path
 from hnf_offline.errors import InputError, UsageError
 
 #: Our name -> the names logs use, best first; compared in lower case with every separator as "_".
+#: Of those after the learning rate the unit is the log's own: skipped_steps since the row before, throughput in
+#: tokens, samples or steps a second, step_time in seconds or milliseconds.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "step": (
         "step",
@@ -71,6 +73,42 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "lr_adam",
         "lr_adamw",
         "lr_sgd",
+    ),
+    "loss_scale": ("loss_scale", "lossscale", "scaler_scale", "grad_scale", "grad_scaler_scale", "amp_scale"),
+    "skipped_steps": (
+        "skipped_steps",
+        "number_of_skipped_iterations",
+        "skipped_iterations",
+        "overflow",
+        "found_inf",
+    ),
+    "throughput": (
+        "throughput",
+        "tokens_per_second",
+        "tokens_per_sec",
+        "tok_per_sec",
+        "tok_s",
+        "tokens_s",
+        "train_tokens_per_second",
+        "samples_per_second",
+        "train_samples_per_second",
+        "steps_per_second",
+        "wps",
+        "ups",
+        "tgs",
+        "it_s",
+    ),
+    "step_time": (
+        "step_time",
+        "step_seconds",
+        "time_per_step",
+        "seconds_per_step",
+        "sec_per_step",
+        "iteration_time",
+        "iter_time",
+        "elapsed_time_per_iteration_ms",
+        "step_avg",
+        "dt",
     ),
 }
 

@@ -18,17 +18,23 @@ class RawLog:
     Attributes:
         frame: numeric columns (f64) under the file's own names, rows in file order.
         skipped_lines: lines that could not be read.
+        notes: what is worth telling beside the rows, one sentence each.
     """
 
     frame: pl.DataFrame
     skipped_lines: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class LogFormat(Protocol):
     """One log format, as a module."""
 
     def recognises(self, path: Path, head: str) -> bool:
-        """Tell by name and first characters whether a file has this format.
+        """Tell by name and first characters whether a file or folder has this format.
+
+        Args:
+            path: the file, without the ".gz" of a compressed one; or a folder (then `head` is "").
+            head: its first characters, uncompressed; undecodable bytes are U+FFFD.
 
         Returns:
             True where `read` should be tried.
@@ -36,7 +42,7 @@ class LogFormat(Protocol):
         ...
 
     def read(self, path: Path) -> RawLog:
-        """Read the file.
+        """Read the file in bounded memory (`run.logs.lines` for text); one bad line is skipped and counted.
 
         Returns:
             Its numeric columns; raises InputError where it is not of this format after all.
