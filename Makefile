@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := .venv.stamp
+LIBRARIES := .venv.libraries.stamp
 # The first Python that runs, is new enough and can make virtual environments.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 SPIKY := sample_runs/spiky
 STEADY := sample_runs/steady
 
-.PHONY: help install report test test-slow lint format sample-runs clean
+.PHONY: help install report test test-slow test-libraries lint format sample-runs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -36,10 +37,18 @@ report: install  ## profile the two sample runs, report each, and compare them
 
 # Two workers with one thread each: torch would otherwise start as many threads as there are cores in each.
 test: install  ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not libraries" -n 2
 
 test-slow: install  ## run the tests that take minutes
-	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m "slow and not libraries"
+
+# Trainers and loggers take a minute to install, so only who tests against them does.
+test-libraries: $(LIBRARIES)  ## run the tests that make runs with other libraries (installs them)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m libraries -n 2
+
+$(LIBRARIES): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,libraries]'
+	@touch $(LIBRARIES)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -54,6 +63,6 @@ sample-runs: install  ## train the two sample runs again
 	$(BIN)/python -m sample_runs.make
 
 clean:  ## remove .venv, caches and reports (the committed study stays)
-	rm -rf $(VENV) $(STAMP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(STAMP) $(LIBRARIES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme.png ! -name study -exec rm -rf {} +
