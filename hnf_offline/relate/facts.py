@@ -63,12 +63,29 @@ def _log(log: Log, run: Path) -> dict[str, Any]:
     """Say what the log was read from and what was odd in it.
 
     Returns:
-        files (relative to the run where they lie in it), duplicates, skipped_lines, restarts.
+        formats, files (relative to the run where they lie in it), columns (ours -> the file's), rows, segments,
+        notes, shift, duplicates, skipped_lines, restarts.
     """
+
+    def spelled(file: Path) -> str:
+        return (file.relative_to(run) if file.is_relative_to(run) else file).as_posix()
+
     return {
-        "files": [
-            (file.relative_to(run) if file.is_relative_to(run) else file).as_posix() for file in log.files
+        "formats": list(log.formats),
+        "files": [spelled(file) for file in log.files],
+        "columns": dict(log.columns),
+        "rows": log.rows.height,
+        "segments": [
+            {
+                "file": spelled(segment.file),
+                "steps": [segment.first, segment.last],
+                "rows": segment.rows,
+                "replaced": segment.replaced,
+            }
+            for segment in log.segments
         ],
+        "notes": list(log.notes),
+        "shift": log.shift,
         "duplicates": log.duplicates,
         "skipped_lines": log.skipped_lines,
         "restarts": list(log.restarts),

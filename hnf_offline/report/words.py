@@ -184,8 +184,35 @@ def health(run: Mapping[str, Any]) -> tuple[str, ...]:
         said.append(f"resumed at step {', '.join(f'{step:,}' for step in resumes[:20])}")
     files = told.get("files")
     if isinstance(files, list | tuple) and files:
-        said.append("log read from " + ", ".join(clean(file) for file in files[:5]))
+        formats = told.get("formats")
+        kind = (
+            f" ({', '.join(clean(one) for one in formats)})"
+            if isinstance(formats, list | tuple) and formats
+            else ""
+        )
+        said.append("log read from " + ", ".join(clean(file) for file in files[:5]) + kind)
+    said += _segments(told.get("segments"))
+    notes = told.get("notes")
+    if isinstance(notes, list | tuple):
+        said += [clean(note) for note in notes[:10]]
     return tuple(said)
+
+
+def _segments(segments: Any) -> list[str]:
+    """Tell how a log was put together, where it has more than one uninterrupted stretch.
+
+    Returns:
+        One sentence, none for a log of one stretch.
+    """
+    if not isinstance(segments, list | tuple) or len(segments) < 2:
+        return []
+    told = []
+    for one in segments[:12]:
+        first, last = one["steps"]
+        lost = f", {one['replaced']:,} of its rows written again later" if one["replaced"] else ""
+        told.append(f"{first:,}–{last:,} ({clean(one['file'])}{lost})")
+    more = f" and {len(segments) - 12} more" if len(segments) > 12 else ""
+    return [f"log put together from {len(segments)} stretches: {'; '.join(told)}{more}"]
 
 
 def subtitle(run: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from hnf_offline.relate.facts import run_facts
 from hnf_offline.report import words
-from hnf_offline.run.records import Checkpoint, Log, ModelSource, OptimizerSettings, Run
+from hnf_offline.run.records import Checkpoint, Log, LogSegment, ModelSource, OptimizerSettings, Run
 from hnf_offline.table import Row, table
 
 PATH = Path("runs/a")
@@ -19,6 +19,13 @@ LOG = Log(
     duplicates=2,
     skipped_lines=1,
     restarts=(2,),
+    columns={"loss": "train/loss"},
+    formats=("jsonl", "delimited"),
+    segments=(
+        LogSegment(PATH / "logs" / "log.jsonl", 1, 4, 4, 2),
+        LogSegment(Path("elsewhere/log.csv"), 2, 9, 8),
+    ),
+    notes=("a note with <b>marks</b>",),
 )
 
 
@@ -45,8 +52,18 @@ def test_the_log_and_the_resumes_are_told_as_the_page_reads_them() -> None:
     assert told["checkpoint_steps"] == [10, 20, 30]
     assert told["resume_steps"] == [2]
     assert told["skipped_lines"] == 1
-    assert told["log"] == {
+    log = dict(told["log"])
+    assert log.pop("segments") == [
+        {"file": "logs/log.jsonl", "steps": [1, 4], "rows": 4, "replaced": 2},
+        {"file": "elsewhere/log.csv", "steps": [2, 9], "rows": 8, "replaced": 0},
+    ]
+    assert log == {
+        "formats": ["jsonl", "delimited"],
         "files": ["logs/log.jsonl", "elsewhere/log.csv"],
+        "columns": {"loss": "train/loss"},
+        "rows": told["log"]["rows"],
+        "notes": ["a note with <b>marks</b>"],
+        "shift": 0,
         "duplicates": 2,
         "skipped_lines": 1,
         "restarts": [2],
@@ -56,7 +73,10 @@ def test_the_log_and_the_resumes_are_told_as_the_page_reads_them() -> None:
         "1 × log line unreadable",
         "log starts again at step 2",
         "resumed at step 2",
-        "log read from logs/log.jsonl, elsewhere/log.csv",
+        "log read from logs/log.jsonl, elsewhere/log.csv (jsonl, delimited)",
+        "log put together from 2 stretches: 1–4 (logs/log.jsonl, 2 of its rows written again later); "
+        "2–9 (elsewhere/log.csv)",
+        "a note with <b>marks</b>",
     )
 
 
