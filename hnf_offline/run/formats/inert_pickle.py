@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ _OPCODES = frozenset({
     *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
     *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD"),
 })
+
+#: What plain values need; nothing among them calls or even names anything.
+_PLAIN_OPCODES = _OPCODES - {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD"}
+#: What files of torch.save need besides: storages stand for themselves, Python 2 wrote text as bytes.
+_STORED_OPCODES = _OPCODES | {"BINPERSID", "SHORT_BINSTRING", "BINSTRING"}
 
 #: Bytes an element, of the types a checkpoint may name.
 ITEM_SIZES: Mapping[str, int] = {
@@ -140,8 +145,31 @@ class _Refused(pickle.UnpicklingError):
     """The pickle asks for something that describes no tensor."""
 
 
+#: (module, name) -> a record class or plain type that stands for it.
+Answer = Callable[[str, str], Any]
+#: What a pickle says of an object outside of it -> what stands for it.
+Store = Callable[[Any], Any]
+
+
 class _Decoder(pickle.Unpickler):
     """Answers names from the table; persistent objects are refused by the base class."""
+
+    def __init__(self, data: bytes, answer: Answer | None = None, store: Store | None = None) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._answer, self._store = answer, store
+
+    def persistent_load(self, identity: Any) -> Any:
+        """Give what stands for an object that is stored outside of the pickle.
+
+        Returns:
+            What the reader of the file says.
+
+        Raises:
+            _Refused: if the file has no such objects.
+        """
+        if self._store is None:
+            raise _Refused("an object outside of the pickle")
+        return self._store(identity)
 
     def find_class(self, module: str, name: str) -> Any:
         """Give what stands for a name, and refuse every name that is not in the table.
@@ -152,6 +180,8 @@ class _Decoder(pickle.Unpickler):
         Raises:
             _Refused: if the name is not in the table.
         """
+        if self._answer is not None:
+            return self._answer(module, name)
         if (module, name) not in _ANSWERS:
             raise _Refused(f"{module}.{name}")
         return _ANSWERS[module, name]
@@ -171,9 +201,55 @@ def decode(data: bytes, path: Path) -> Any:
         InputError: when the bytes are damaged.
         UnsafeFileError: when the pickle asks for anything else.
     """
+    return _decode(data, path, _OPCODES)
+
+
+def decode_plain(data: bytes, path: Path) -> Any:
+    """Decode a pickle of numbers, text and containers that names nothing at all.
+
+    Args:
+        data: the pickle.
+        path: the file it is from, for error messages.
+
+    Returns:
+        Numbers, text and containers.
+
+    Raises:
+        InputError: when the bytes are damaged.
+        UnsafeFileError: when the pickle asks for anything else.
+    """
+    return _decode(data, path, _PLAIN_OPCODES)
+
+
+def decode_stored(data: bytes, path: Path, answer: Answer, store: Store) -> Any:
+    """Decode the pickle inside a file of torch.save into inert stand-ins; no code of it is run.
+
+    Args:
+        data: the pickle.
+        path: the file it is from, for error messages.
+        answer: gives what stands for a name: a `Record` class or a plain type that no argument can hurt.
+        store: gives what stands for a storage.
+
+    Returns:
+        Numbers, text, containers, and what stands for everything else.
+
+    Raises:
+        InputError: when the bytes are damaged.
+        UnsafeFileError: when the pickle does what describing tensors does not need.
+    """
+    return _decode(data, path, _STORED_OPCODES, answer, store)
+
+
+def _decode(
+    data: bytes,
+    path: Path,
+    opcodes: frozenset[str],
+    answer: Answer | None = None,
+    store: Store | None = None,
+) -> Any:
     try:
-        _check_opcodes(data)
-        return _Decoder(io.BytesIO(data)).load()
+        _check_opcodes(data, opcodes)
+        return _Decoder(data, answer, store).load()
     except _Refused as error:
         raise UnsafeFileError(
             f"asks for {error}, which describes no tensor; nothing of it was run",
@@ -185,9 +261,9 @@ def decode(data: bytes, path: Path) -> Any:
         raise InputError(f"is damaged ({reason})", path=path, remedy=REMEDY) from error
 
 
-def _check_opcodes(data: bytes) -> None:
+def _check_opcodes(data: bytes, allowed: frozenset[str]) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name not in _OPCODES:
+        if opcode.name not in allowed:
             raise _Refused(f"opcode {opcode.name}")
         # A memo is a table as long as its highest number, whatever was put there.
         if opcode.name in {"BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > count:
