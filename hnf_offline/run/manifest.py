@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hnf_offline.errors import InputError, UsageError
-from hnf_offline.run.paths import beside, inside
+from hnf_offline.run.paths import OUTWARD, OUTWARD_REMEDY, beside, inside, leads_out
 from hnf_offline.run.records import OptimizerSettings
 
 NAME = "run.toml"
@@ -115,6 +115,8 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
     file = run / NAME if path is None else path
     if path is None and not file.is_file():
         return Manifest()
+    if path is None and leads_out(file, run):
+        raise InputError(OUTWARD, path=file, remedy=OUTWARD_REMEDY)
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -7,6 +7,31 @@ from pathlib import Path
 
 from hnf_offline.errors import InputError
 
+#: What is said of a link that leads out of the run, and what to do about it.
+OUTWARD = "is a link out of the run, which is not followed"
+OUTWARD_REMEDY = "copy what it leads to into the run (cp -rL), or name the folder it leads to"
+
+
+def leads_out(path: Path, run: Path) -> bool:
+    """Tell whether a path below a run leads out of it by symbolic links: a run is read, not what it points at.
+
+    The Hugging Face cache keeps a revision as links to files beside it; those belong to it.
+
+    Args:
+        path: a file or folder as it was found below the run.
+        run: the run directory that the user named; a link there is the user's own.
+
+    Returns:
+        True for a link out of the run and for one that leads to itself.
+    """
+    try:
+        room = run.resolve()
+        if room.parent.name == "snapshots" and (room.parent.parent / "blobs").is_dir():
+            room = room.parent.parent
+        return not path.resolve().is_relative_to(room)
+    except (OSError, RuntimeError, ValueError):
+        return True
+
 
 def inside(folder: Path, name: str, *, named_by: Path) -> Path:
     """Resolve a path that a file names, refusing every way out of its folder.

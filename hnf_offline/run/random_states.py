@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.formats.safetensors_file import read_header
+from hnf_offline.run.paths import OUTWARD, OUTWARD_REMEDY, leads_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,8 @@ def find_random_states(path: Path) -> RandomStates | None:
     file = path / FILE
     if not path.is_dir() or not file.is_file():
         return None
+    if leads_out(file, path):
+        raise InputError(OUTWARD, path=file, remedy=OUTWARD_REMEDY)
     header = read_header(file)
     rows = _rows(header, file)
     steps = tuple(int(step) for step in _read(file, "steps").tolist())
