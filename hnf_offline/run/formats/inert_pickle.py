@@ -44,14 +44,14 @@ ITEM_SIZES: Mapping[str, int] = {
 }
 
 
-class _Sealed(type):
+class Sealed(type):
     """A class that a pickle cannot change."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise pickle.UnpicklingError(f"sets {name} of {cls.__name__}")
 
 
-class Record(metaclass=_Sealed):
+class Record(metaclass=Sealed):
     """Keeps what a pickle says of an object, and does nothing with it."""
 
     __slots__ = ("arguments", "state")

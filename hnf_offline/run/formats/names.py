@@ -10,6 +10,11 @@ _KEYED = re.compile(
     re.IGNORECASE,
 )
 _PLAIN = re.compile(r"\d+")
+#: Files of a run's own naming: model_500, net-500, weights.500, model010000; and those that count epochs.
+_NUMBERED = re.compile(
+    r"(?:^|.*[-_.])(?:model|net|network|weights?|state|params|snapshot|save)[-_.=]?(\d+)", re.IGNORECASE
+)
+_EPOCH = re.compile(r"(?:^|.*[^a-z])(?:epoch|ep)s?[-_.=]?(\d+)", re.IGNORECASE)
 
 
 def step_in_name(stem: str) -> int | None:
@@ -25,6 +30,32 @@ def step_in_name(stem: str) -> int | None:
     if keyed:
         return int(keyed[-1])
     return int(stem) if _PLAIN.fullmatch(stem) else None
+
+
+def number_in_name(stem: str) -> int | None:
+    """Read the number from `model_500` or `weights010000`: what loops of a user's own call their files.
+
+    Args:
+        stem: a file's name without its suffix.
+
+    Returns:
+        The number, None where the name ends in none.
+    """
+    found = _NUMBERED.fullmatch(stem)
+    return int(found.group(1)) if found else None
+
+
+def epoch_in_name(stem: str) -> int | None:
+    """Read the epoch from `model_epoch3` or `epoch=3`.
+
+    Args:
+        stem: a file's name without its suffix.
+
+    Returns:
+        The epoch, None where the name ends in none.
+    """
+    found = _EPOCH.fullmatch(stem)
+    return int(found.group(1)) if found else None
 
 
 def step_in_path(entry: Path, root: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""nanoGPT: `ckpt*.pt` holding model, optimizer, model_args and iter_num."""
+"""nanoGPT: `ckpt.pt` holding model, optimizer, model_args and iter_num."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnf_offline.errors import InputError
+from hnf_offline.run.formats import torch_contents as contents
 from hnf_offline.run.formats import torch_file
+from hnf_offline.run.formats.plain_settings import plain_settings
+from hnf_offline.run.formats.saved_optimizer import raw_optimizer
+from hnf_offline.run.formats.torch_outline import read_outline
 from hnf_offline.run.records import Checkpoint
 
 if TYPE_CHECKING:
@@ -16,11 +19,10 @@ if TYPE_CHECKING:
     from hnf_offline.run.optimizer import RawOptimizer
 
 LAYOUT = "nanogpt"
-_COMPILED = "_orig_mod."
 
 
 def recognise(entry: Path, root: Path) -> Checkpoint | None:
-    """Recognise `ckpt*.pt`; the step is its iter_num.
+    """Recognise a .pt file with model, model_args and iter_num, which is the step.
 
     Args:
         entry: a file or folder of the run.
@@ -31,11 +33,17 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
 
     Source: karpathy/nanoGPT@3adf61e train.py, l. 276-286.
     """
-    if not entry.is_file() or entry.suffix != ".pt" or not entry.name.startswith("ckpt"):
+    if entry.suffix != ".pt":
         return None
-    content = _content(entry)
-    optimizer = (entry,) if isinstance(content.get("optimizer"), Mapping) else ()
-    return Checkpoint(int(content["iter_num"]), entry, LAYOUT, (entry,), optimizer, None)
+    outline = contents.look(entry)
+    if outline is None or not isinstance(outline.content, Mapping):
+        return None
+    step = contents.whole_number(outline.content.get("iter_num"))
+    if step is None or contents.model_key({"model": outline.content.get("model")}, known=False) is None:
+        return None
+    contents.refuse_code(outline, entry)
+    optimizer = (entry,) if contents.optimizer_key(outline.content) == "optimizer" else ()
+    return Checkpoint(step, entry, LAYOUT, (entry,), optimizer, None)
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -45,8 +53,8 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         Parameter name -> tensor.
     """
     file = checkpoint.weight_files[0]
-    tensors = torch_file.tensors_of(_content(file)["model"], file)
-    return {name.removeprefix(_COMPILED): tensor for name, tensor in tensors.items()}
+    content = torch_file.load(file, memory_map=checkpoint.memory_map)
+    return contents.without_wrappers(torch_file.tensors_of(content["model"], file))
 
 
 def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
@@ -58,7 +66,7 @@ def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
     if not checkpoint.optimizer_files:
         return None
     file = checkpoint.optimizer_files[0]
-    return torch_file.raw_optimizer(_content(file)["optimizer"], file)
+    return raw_optimizer(torch_file.load(file, memory_map=checkpoint.memory_map)["optimizer"], file)
 
 
 def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -67,23 +75,7 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
     Returns:
         Sections "model", "optimizer", "training".
     """
-    content = _content(checkpoint.weight_files[0])
-    arguments = content.get("model_args")
-    sections: dict[str, Any] = {"training": dict(content.get("config") or {})}
-    if isinstance(arguments, Mapping):
-        sections["model"] = {"model_type": "gpt", "norm": "pre", **arguments}
-    if isinstance(content.get("optimizer"), Mapping):
-        groups = content["optimizer"].get("param_groups") or [{}]
-        sections["optimizer"] = {key: value for key, value in groups[0].items() if key != "params"}
+    content = read_outline(checkpoint.weight_files[0]).content
+    sections = contents.settings(content)
+    sections["training"] = plain_settings(content.get("config"))
     return sections
-
-
-def _content(file: Path) -> Mapping[str, Any]:
-    content = torch_file.load(file)
-    if not isinstance(content, Mapping) or "model" not in content or "iter_num" not in content:
-        raise InputError(
-            "is not a nanoGPT checkpoint: it lacks model or iter_num",
-            path=file,
-            remedy="save it as nanoGPT does, or convert the weights to safetensors",
-        )
-    return content

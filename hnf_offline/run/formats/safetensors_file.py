@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.paths import inside
+from hnf_offline.run.formats.safetensors_header import REMEDY as _REMEDY
+from hnf_offline.run.formats.safetensors_header import read_header as read_header  # noqa: PLC0414 (given on)
+from hnf_offline.run.formats.safetensors_header import read_json_text
+from hnf_offline.run.formats.safetensors_reading import read_tensors
+from hnf_offline.run.paths import inside, leads_out
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 
-#: The library itself refuses headers above 100 MB (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
-_LONGEST_HEADER = 100_000_000
-_REMEDY = "copy the file again from where it was written, or remove this checkpoint"
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Read and check the header: length, JSON, and that the data ends where the file ends.
-
-    Args:
-        path: a .safetensors file.
-
-    Returns:
-        Tensor name -> {"dtype", "shape", "data_offsets"}, and "__metadata__" where there is some.
-
-    Raises:
-        InputError: when the file is truncated or not safetensors.
-
-    Source: https://github.com/huggingface/safetensors (Format).
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-                raise InputError(
-                    f"is truncated or not safetensors: {size} bytes cannot hold its header",
-                    path=path,
-                    remedy=_REMEDY,
-                )
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"its safetensors header is not JSON ({error})", path=path, remedy=_REMEDY
-        ) from error
-    try:
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        data_end = max(ends, default=0) + 8 + length
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise InputError("its safetensors header has no data offsets", path=path, remedy=_REMEDY) from error
-    if data_end != size:
-        word = "truncated" if data_end > size else "longer than its header says"
-        raise InputError(f"is {word}: {size} bytes instead of {data_end}", path=path, remedy=_REMEDY)
-    return dict(header)
+_LARGEST_JSON = 50_000_000
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -85,7 +44,8 @@ def read_index(index: Path) -> dict[str, list[str]]:
         InputError: when the index is not readable, names a missing shard or leads outside of the folder.
     """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        whole = index.stat().st_size <= _LARGEST_JSON
+        weight_map = read_json_text(index.read_bytes() if whole else b"")["weight_map"]
         pairs = [(str(name), str(shard)) for name, shard in weight_map.items()]
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=index) from error
@@ -93,6 +53,8 @@ def read_index(index: Path) -> dict[str, list[str]]:
         raise InputError("is not an index with a weight_map", path=index, remedy=_REMEDY) from error
     tensors: dict[str, list[str]] = {}
     for name, shard in pairs:
+        if shard.endswith(".json"):
+            raise InputError(f"names {shard} as a shard, which is an index", path=index, remedy=_REMEDY)
         tensors.setdefault(shard, []).append(name)
     for shard in tensors:
         if not inside(index.parent, shard, named_by=index).is_file():
@@ -153,8 +115,12 @@ def holds_weights(file: Path) -> bool:
     return not any(word in file.stem.lower() for word in others)
 
 
-def load(files: Iterable[Path]) -> dict[str, Tensor]:
+def load(files: Iterable[Path], *, memory_map: bool = True) -> dict[str, Tensor]:
     """Load all tensors of some safetensors files on the CPU, in their own types.
+
+    Args:
+        files: the files.
+        memory_map: map them into memory; False reads them, one tensor after another.
 
     Returns:
         Tensor name -> tensor.
@@ -167,6 +133,10 @@ def load(files: Iterable[Path]) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for file in files:
+        if not memory_map:
+            tensors.update(read_tensors(file))
+            continue
+        read_header(file)
         try:
             tensors.update(load_file(str(file), device="cpu"))
         except (SafetensorError, OSError, ValueError) as error:
@@ -174,16 +144,23 @@ def load(files: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path, *, run: Path | None = None) -> Mapping[str, Any]:
     """Read a small JSON object that lies beside weights.
+
+    Args:
+        path: the file.
+        run: the run directory that the file is of; a link out of it is not followed.
 
     Returns:
         The object; empty where the file is absent, too large, or not a JSON object.
     """
     try:
-        if path.stat().st_size > 50_000_000:
+        # A pipe would be waited for.
+        if not path.is_file() or (run is not None and leads_out(path, run)):
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _LARGEST_JSON:
+            return {}
+        content = read_json_text(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

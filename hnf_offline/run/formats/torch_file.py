@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError, UnsafeFileError
+from hnf_offline.run.formats.saved_optimizer import raw_optimizer as raw_optimizer  # noqa: PLC0414 (given on)
+from hnf_offline.run.formats.torch_outline import read_outline
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hnf_offline.run.optimizer import RawOptimizer
-
 _LEGACY_START = (b"\x80", b"PK")
+_REMEDY = "copy it again from where it was written, or remove it"
+#: Tied and shared weights are in a state dict several times and in the file once.
+_MOST_SHARED = 32
 
 
 def check(path: Path) -> None:
@@ -39,11 +42,12 @@ def check(path: Path) -> None:
         )
 
 
-def load(path: Path) -> Any:
+def load(path: Path, *, memory_map: bool = True) -> Any:
     """Load a torch.save file on the CPU without running code from it.
 
     Args:
-        path: a file in the zip format (mapped into memory) or the legacy format.
+        path: a file in the zip format or the legacy format.
+        memory_map: map a file in the zip format into memory; False reads it. Legacy files are always read.
 
     Returns:
         What was saved: tensors, numbers, text and containers of them.
@@ -55,10 +59,13 @@ def load(path: Path) -> Any:
     import torch
 
     check(path)
+    # Before torch believes it: what the file says of itself fits into it.
+    read_outline(path)
+    mapped = memory_map and zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
             f"it holds more than tensors{_culprit(str(error))}, which only code from the file could rebuild",
@@ -71,12 +78,16 @@ def load(path: Path) -> Any:
         raise InputError(
             f"is damaged ({reason})",
             path=path,
-            remedy="copy it again from where it was written, or remove it",
+            remedy=_REMEDY,
         ) from error
 
 
-def load_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+def load_tensors(files: Iterable[Path], *, memory_map: bool = True) -> dict[str, Tensor]:
     """Load state dicts (pytorch_model.bin, whole or sharded).
+
+    Args:
+        files: the files.
+        memory_map: as for `load`.
 
     Returns:
         Tensor name -> tensor.
@@ -86,7 +97,7 @@ def load_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(tensors_of(load(file), file))
+        tensors.update(tensors_of(load(file, memory_map=memory_map), file))
     return tensors
 
 
@@ -97,44 +108,41 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         Tensor name -> tensor; entries that are not tensors are left out.
 
     Raises:
-        InputError: when there is no tensor in it.
+        InputError: when there is no tensor in it, or one that has not all its elements in the file.
     """
     import torch
 
     if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        # A parameter that was saved as such is its tensor.
+        tensors = {
+            str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)
+        }
+        _check_tensors(tensors, path)
         if tensors:
             return tensors
     raise InputError("holds no weights", path=path, remedy="point at the file with the model's state_dict")
 
 
-def raw_optimizer(content: Any, path: Path) -> RawOptimizer:
-    """Read an optimizer's state_dict.
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    import torch
 
-    Parameter names that torch >= 2.6 keeps in `param_names` turn numbered states into named ones.
-
-    Returns:
-        The state as saved.
-
-    Raises:
-        InputError: when it is not an optimizer's state_dict.
-    """
-    from hnf_offline.run.optimizer import RawOptimizer
-
-    try:
-        groups = tuple(dict(group) for group in content["param_groups"])
-        state = {key: dict(one) for key, one in content["state"].items()}
-        positions = [position for group in groups for position in group["params"]]
-        names = [name for group in groups for name in group.get("param_names", ())]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError("is not the state_dict of an optimizer", path=path) from error
-    if len(names) == len(positions) == len(set(names)):
-        name_of = dict(zip(positions, names, strict=True))
-        state = {name_of.get(key, key): one for key, one in state.items()}
-        groups = tuple({**group, "params": list(group["param_names"])} for group in groups)
-        return RawOptimizer(None, groups, state, names=True)
-    named = bool(positions) and all(isinstance(position, str) for position in positions)
-    return RawOptimizer(None, groups, state, names=named)
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+            raise InputError(
+                f"its tensor {name} is {kind}", path=path, remedy="save it as an ordinary tensor on the CPU"
+            )
+        size = tensor.numel() * tensor.element_size()
+        total += size
+        if size > tensor.untyped_storage().nbytes():
+            raise InputError(
+                f"its tensor {name} of shape {tuple(tensor.shape)} repeats elements of a smaller one",
+                path=path,
+                remedy="save it with .clone(), as whole as it was used",
+            )
+    if total > _MOST_SHARED * path.stat().st_size:
+        raise InputError("its tensors are many times larger than the file", path=path, remedy=_REMEDY)
 
 
 def _culprit(message: str) -> str:
