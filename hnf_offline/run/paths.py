@@ -49,11 +49,7 @@ def inside(folder: Path, name: str, *, named_by: Path) -> Path:
     Raises:
         InputError: when the path leads outside of the folder.
     """
-    try:
-        leads_inside = (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):
-        leads_inside = False
-    if not leads_inside:
+    if leads_out(folder / name, folder):
         raise InputError(
             f"it names {name!r}, which leads outside of {folder}",
             path=named_by,

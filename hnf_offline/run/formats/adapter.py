@@ -58,8 +58,7 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
     ]
     step = step_in_path(entry, root)
     if step is None:
-        said = safetensors_file.read_json(entry / "trainer_state.json").get("global_step")
-        step = said if type(said) is int and 0 <= said < 10**15 else 0
+        step = hf_trainer.saved_step(entry)
     config = file.with_name(CONFIG)
     return Checkpoint(
         step,

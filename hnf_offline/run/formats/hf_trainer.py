@@ -65,7 +65,7 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
         raise InputError("has no model weights", path=entry, remedy="remove it or copy it again")
     step = int(named.group(1)) if named else step_in_path(entry, root)
     if step is None:
-        step = _saved_step(entry)
+        step = saved_step(entry)
     config = entry / "config.json"
     return Checkpoint(
         step, entry, LAYOUT, weights, tuple(optimizer[:1]), config if config.is_file() else None
@@ -118,7 +118,12 @@ def training_settings(folder: Path) -> dict[str, Any]:
     return {key: state[key] for key in _SETTINGS if state.get(key) is not None}
 
 
-def _saved_step(folder: Path) -> int:
+def saved_step(folder: Path) -> int:
+    """Read the step from a trainer_state.json.
+
+    Returns:
+        The step, 0 where there is none.
+    """
     step = safetensors_file.read_json(folder / "trainer_state.json").get("global_step")
     return step if type(step) is int and 0 <= step < 10**15 else 0
 

@@ -9,12 +9,14 @@ _KEYED = re.compile(
     r"(?:^|[^a-z])(?:global_?step|step|iteration|iter|checkpoint|ckpt|update)s?[-_=]?(\d+)(?![\d.]*[a-z])",
     re.IGNORECASE,
 )
+#: No training has so many steps; 352 digits in a name are not a step.
+_MOST_DIGITS = 15
 _PLAIN = re.compile(r"\d+")
 #: Files of a run's own naming: model_500, net-500, weights.500, model010000; and those that count epochs.
 _NUMBERED = re.compile(
-    r"(?:^|.*[-_.])(?:model|net|network|weights?|state|params|snapshot|save)[-_.=]?(\d+)", re.IGNORECASE
+    r"(?:^|.*[-_.])(?:model|net|network|weights?|state|params|snapshot|save)[-_.=]?(\d{1,15})", re.IGNORECASE
 )
-_EPOCH = re.compile(r"(?:^|.*[^a-z])(?:epoch|ep)s?[-_.=]?(\d+)", re.IGNORECASE)
+_EPOCH = re.compile(r"(?:^|.*[^a-z])(?:epoch|ep)s?[-_.=]?(\d{1,15})", re.IGNORECASE)
 
 
 def step_in_name(stem: str) -> int | None:
@@ -27,9 +29,8 @@ def step_in_name(stem: str) -> int | None:
         The step, None where the name has none.
     """
     keyed = _KEYED.findall(stem)
-    if keyed:
-        return int(keyed[-1])
-    return int(stem) if _PLAIN.fullmatch(stem) else None
+    number = keyed[-1] if keyed else stem if _PLAIN.fullmatch(stem) else ""
+    return int(number) if 0 < len(number) <= _MOST_DIGITS else None
 
 
 def number_in_name(stem: str) -> int | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.formats import safetensors_file
+from hnf_offline.run.formats import hf_trainer, safetensors_file
 from hnf_offline.run.formats.names import step_in_name, step_in_path
+from hnf_offline.run.paths import leads_out
 from hnf_offline.run.records import Checkpoint
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
     if not files:
         return None
     if step is None:
-        step = int(safetensors_file.read_json(entry / "trainer_state.json").get("global_step") or 0)
+        step = hf_trainer.saved_step(entry)
     optimizer = entry / "optimizer.safetensors"
     if optimizer.is_file():
         safetensors_file.read_header(optimizer)
@@ -71,7 +72,7 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     Returns:
         Parameter name -> tensor.
     """
-    return safetensors_file.load(checkpoint.weight_files)
+    return safetensors_file.load(checkpoint.weight_files, memory_map=checkpoint.memory_map)
 
 
 def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
@@ -90,7 +91,7 @@ def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
     file = checkpoint.optimizer_files[0]
     settings = _settings(file)
     state: dict[int | str, dict[str, Any]] = {}
-    for key, tensor in safetensors_file.load([file]).items():
+    for key, tensor in safetensors_file.load([file], memory_map=checkpoint.memory_map).items():
         moment, _, name = key.partition(".")
         if not name:
             raise InputError(
@@ -157,7 +158,7 @@ def _settings(file: Path) -> dict[str, Any]:
 def _config(entry: Path, root: Path) -> Path | None:
     # The nearest config.json at or above the weights, not above the run.
     for folder in entry.parents:
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and not leads_out(folder / "config.json", root):
             return folder / "config.json"
         if folder == root:
             break
