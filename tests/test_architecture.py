@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     # retraining from a checkpoint stands between profile and report; nobody of the flow knows it
     "rerun": ERRORS_AND_RECORDS | {"run", "profile", "quantities", "linalg", "detect", "retraining"},
     # beside the flow
+    "check": ERRORS_AND_RECORDS | {"run", "profile"},
     "diff": ERRORS_AND_RECORDS | {"run", "comparison", "detect", "relate"},
     "quantities": ERRORS_AND_RECORDS | {"linalg"},
     "linalg": set(),
@@ -46,8 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "progress": {"profile"},
     "printing": {"errors", "progress", "quantities", "profile"},
     "cli": ERRORS_AND_RECORDS
-    | {"options", "exit", "pipeline", "printing", "progress", "run", "profile", "detect", "report", "diff"}
-    | {"rerun", "retraining"},
+    | {"options", "exit", "pipeline", "printing", "progress", "run", "profile", "detect", "relate", "report"}
+    | {"check", "diff", "rerun", "retraining"},
     "__main__": {"cli"},
     "hnf_offline": {"run", "profile", "relate", "report", "diff"},
 }

@@ -1,7 +1,7 @@
 """The command line: one small file a verb, each a short function that parses, calls the library and prints.
 
-Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 2 bad usage or input, 130
-interrupted.
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 `hnf check` found something wrong,
+2 bad usage or input, 130 interrupted.
 Imports of torch, polars and matplotlib stay inside the verbs, so that help and completion are instant.
 """
 
@@ -18,7 +18,7 @@ from hnf_offline.exit import exit_code
 __all__ = ["app", "main"]
 
 #: In the order in which the help lists them; a new verb is a file of its own and one word here.
-VERBS = ("report", "zoom", "whatif", "profile", "diff", "monitor", "spikes", "quantities")
+VERBS = ("report", "zoom", "whatif", "profile", "diff", "monitor", "spikes", "check", "quantities")
 
 for _verb in VERBS:
     import_module(f"hnf_offline.cli.{_verb}")
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every error a user can meet becomes one line on stderr.
 
     Returns:
-        The exit code: 0 done, 2 bad usage or input, 130 interrupted, 141 nobody reads the output.
+        The exit code: 0 done, 1 a check found something wrong, 2 bad usage or input, 130 interrupted, 141 nobody
+        reads the output.
     """
     return exit_code(typer.main.get_command(app), arguments)

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hnf_offline.report.comparison_page import comparison_summary, write_comparison
+    from hnf_offline.report.faults import check_summary, fault_line, faults_counted, faults_table
     from hnf_offline.report.heat import heat_map
+    from hnf_offline.report.log_text import log_summary
+    from hnf_offline.report.log_writing import write_log_findings
     from hnf_offline.report.monitor import monitor_lines
     from hnf_offline.report.page import write_report
     from hnf_offline.report.retraining_page import write_retraining
@@ -19,8 +22,13 @@ if TYPE_CHECKING:
     from hnf_offline.report.terminal import spikes_table, summary
 
 __all__ = [
+    "check_summary",
     "comparison_summary",
+    "fault_line",
+    "faults_counted",
+    "faults_table",
     "heat_map",
+    "log_summary",
     "monitor_lines",
     "policies_table",
     "policy_explained",
@@ -28,13 +36,19 @@ __all__ = [
     "spikes_table",
     "summary",
     "write_comparison",
+    "write_log_findings",
     "write_report",
     "write_retraining",
 ]
 
 _HOME = {
+    "check_summary": "faults",
     "comparison_summary": "comparison_page",
+    "fault_line": "faults",
+    "faults_counted": "faults",
+    "faults_table": "faults",
     "heat_map": "heat",
+    "log_summary": "log_text",
     "monitor_lines": "monitor",
     "policies_table": "retraining_terminal",
     "policy_explained": "retraining_terminal",
@@ -42,6 +56,7 @@ _HOME = {
     "spikes_table": "terminal",
     "summary": "terminal",
     "write_comparison": "comparison_page",
+    "write_log_findings": "log_writing",
     "write_report": "page",
     "write_retraining": "retraining_page",
 }

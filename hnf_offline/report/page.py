@@ -13,6 +13,7 @@ from hnf_offline.quantities import catalogue
 from hnf_offline.report import figures, svg, svg_evidence, svg_map, words
 from hnf_offline.report.chart import Chart
 from hnf_offline.report.evidence import Predictors, Raster, predictors, raster, share
+from hnf_offline.report.faults import fault_rows, faults_counted, nav_mark
 from hnf_offline.report.files import strict_json, whole, write_text
 from hnf_offline.report.key_picture import key_picture
 from hnf_offline.report.layer_map import LayerMap, layer_maps
@@ -195,6 +196,8 @@ def report_page(
             }
             for one in findings.pathologies[:200]
         ],
+        faults=fault_rows(findings.faults),
+        faults_counted=faults_counted(findings.faults),
         replay_checks=[words.replay_sentence(check) for check in _telling(findings)],
         replay_title=words.replay_title(findings.replay_checks) if findings.replay_checks else "",
         health=words.health(run),
@@ -275,6 +278,7 @@ def _sections(findings: Findings, built: Panels) -> list[tuple[str, str]]:
         ("map", "Which layer, when"),
         ("lead", "Does it lead?"),
         ("layers", "Layers"),
+        ("series", nav_mark(findings.faults)),
         ("health", "Health ✓" if healthy and checks else ("Health" if healthy else "Health !")),
         ("advice", f"Advice {len(findings.advice)}"),
         ("methods", "Methods"),

@@ -9,6 +9,7 @@ from typing import Any
 from hnf_offline.findings import Findings, Spike, Story
 from hnf_offline.report import words
 from hnf_offline.report.comparison_text import comparison_summary
+from hnf_offline.report.faults import fault_line, faults_counted
 from hnf_offline.report.heat import heat_map
 from hnf_offline.report.monitor import monitor_lines
 from hnf_offline.report.stories import CAUSES, recovery, severity
@@ -56,6 +57,11 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     passed_over = words.skipped(run)
     if passed_over:
         tail += _wrap(f"skipped: {'; '.join(passed_over)}", width, 1)
+    wrong = [one for one in findings.faults if one.severity != "info"]
+    if wrong:
+        series = _wrap(f"series not sound: {faults_counted(wrong)}; {fault_line(wrong[0])}", width, 2)
+        most += len(series)
+        tail += series
     caveat = findings.verdict.get("caveat", "")
     if caveat:
         tail += _wrap(clean(caveat), width, 1)

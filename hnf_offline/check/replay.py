@@ -1,0 +1,237 @@
+"""Replay a few checkpoints on the batches around their steps: does the log say the same loss, and of which step?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hnf_offline.check.series import Replays
+from hnf_offline.errors import UserError
+from hnf_offline.profile.settings import Progress
+from hnf_offline.run.records import Batches, Checkpoint, Run
+
+if TYPE_CHECKING:
+    from hnf_offline.profile.session import Session
+
+#: Checkpoints that are replayed, spread over the run.
+MOST = 6
+#: Operations that all forward passes together may take: some minutes of a processor, some of a GPU.
+_OPERATIONS = {"cpu": 1e13}
+_OPERATIONS_ELSEWHERE = 1e15
+#: Tokens that go through the model at once: logits of a large vocabulary fill memory before anything else does.
+_TOKENS_TOGETHER = 4096
+#: Losses this close (relative to the larger of 1 and the loss) are the same.
+AGREES = 1e-3
+
+
+def replay(
+    run: Run, model: str | None, device: str, on_progress: Callable[[Progress], None] | None = None
+) -> Replays:
+    """Replay a few checkpoints on the batch of the next step, and where that is not as logged on its neighbours.
+
+    Args:
+        run: the run.
+        model: `package.module:function` that builds the model, None where the run says.
+        device: where to replay.
+        on_progress: called after every checkpoint.
+
+    Returns:
+        Losses by checkpoint and step of the batch, or why there are none.
+    """
+    if run.batches is None:
+        return Replays(skipped_because="the run has no batches")
+    if run.model is None and model is None:
+        return Replays(skipped_because="the run does not say how to build its model")
+    if run.log is None:
+        return Replays(skipped_because="the run has no log")
+    if all(checkpoint.adapter for checkpoint in run.checkpoints):
+        return Replays(skipped_because="its checkpoints are adapters, which cannot be run alone")
+    chosen = _chosen(run)
+    if not chosen:
+        return Replays(skipped_because="which rows were the batch of a step is not known")
+    from hnf_offline.profile.session import open_session
+    from hnf_offline.profile.settings import ProfileSettings
+
+    try:
+        session = open_session(run, ProfileSettings(tier="forward", rows=1, device=device), model)
+    except UserError as error:
+        return Replays(skipped_because=str(error))
+    if session is None:
+        return Replays(skipped_because="the run has no model or no batches")
+    affordable = _affordable(session, run.batches)
+    if affordable < min(2, len(chosen)):
+        return Replays(
+            skipped_because=f"its model and batches are too large to be replayed on {session.device.type} as a check"
+        )
+    return replayed_losses(run, session, _spread(chosen, affordable), on_progress)
+
+
+def replayed_losses(
+    run: Run,
+    session: Session,
+    checkpoints: Sequence[Checkpoint],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Replays:
+    """Replay some checkpoints on the batches of the steps around the next one.
+
+    Args:
+        run: the run, for its log.
+        session: the module and the batches.
+        checkpoints: which.
+        on_progress: called after every checkpoint.
+
+    Returns:
+        Losses by checkpoint and step of the batch: first of the next step, and of its neighbours where that one is
+        not as logged.
+    """
+    from hnf_offline.profile.session import full_precision
+    from hnf_offline.run.formats import load_weights
+    from hnf_offline.run.model.build import load_weights_into
+
+    losses: dict[tuple[int, int], float] = {}
+    errors: dict[int, str] = {}
+    logged = logged_losses(run)
+    with full_precision():
+        for done, checkpoint in enumerate(checkpoints, start=1):
+            began = time.monotonic()
+            try:
+                load_weights_into(session.module, load_weights(checkpoint))
+                for batch in (checkpoint.step + 1, checkpoint.step, checkpoint.step + 2):
+                    loss = _loss(session, batch)
+                    if loss is None:
+                        continue
+                    losses[checkpoint.step, batch] = loss
+                    if batch == checkpoint.step + 1 and agree(loss, logged.get(batch)):
+                        break
+            except UserError as error:
+                errors[checkpoint.step] = error.reason
+            except Exception as error:  # a user's model can fail in any way
+                errors[checkpoint.step] = (
+                    f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+                )
+            if on_progress is not None:
+                seconds = time.monotonic() - began
+                on_progress(Progress(checkpoint.step, done, len(checkpoints), 0, seconds, work="replay"))
+    because = "" if losses else "none of the checkpoints could be replayed"
+    if errors and not losses:
+        because = next(iter(errors.values()))
+    return Replays(losses, because, errors)
+
+
+def log_shift(losses: Mapping[tuple[int, int], float], logged: Mapping[int, float]) -> int | None:
+    """Find by how much a log's steps have to be moved so that they count optimizer updates.
+
+    The loss of row s is that of the weights after s - 1 updates, on the batch of update s. A trainer that counts
+    from 0 writes it at s - 1: its log has to be moved by 1. The batches may be counted either way.
+
+    Args:
+        losses: (checkpoint, step of the batch) -> replayed loss, as `replayed_losses` gives them.
+        logged: step -> loss, as the log counts.
+
+    Returns:
+        0, 1 or -1 where at least two checkpoints agree with the log moved by that much, more than with any other
+        shift, and none speaks against it more than once in four; None where it cannot be told.
+    """
+    fits, of = {}, {}
+    for shift in (0, 1, -1):
+        fits[shift], of[shift] = _fits(losses, logged, shift)
+    best = max(fits, key=lambda shift: (fits[shift], shift == 0))
+    rivals = [shift for shift in fits if shift != best and fits[shift] >= fits[best]]
+    if fits[best] < 2 or rivals or 4 * fits[best] < 3 * of[best]:
+        return None
+    return best
+
+
+def logged_losses(run: Run) -> dict[int, float]:
+    """Take the logged losses.
+
+    Returns:
+        Step -> loss; NaN and infinity are losses too.
+    """
+    if run.log is None:
+        return {}
+    known = run.log.rows.select("step", "loss").drop_nulls()
+    return dict(zip(known["step"].to_list(), known["loss"].to_list(), strict=True))
+
+
+def agree(replayed: float, logged: float | None, within: float = AGREES) -> bool:
+    """Tell whether a replayed loss is the logged one.
+
+    Returns:
+        True where they are as close as `within`, relative to the larger of 1 and the loss; NaN agrees with NaN.
+    """
+    if logged is None:
+        return False
+    if math.isnan(replayed) or math.isnan(logged):
+        return math.isnan(replayed) and math.isnan(logged)
+    return replayed == logged or abs(replayed - logged) <= within * max(1.0, abs(replayed))
+
+
+def _fits(
+    losses: Mapping[tuple[int, int], float], logged: Mapping[int, float], shift: int
+) -> tuple[int, int]:
+    # How many checkpoints agree with the log moved by that much, of how many that could. The batch is that of the
+    # same row of the log, or that of the next update whatever the log says.
+    agreeing, possible = 0, 0
+    for step in {checkpoint for checkpoint, _ in losses}:
+        row = step + 1 - shift
+        if row not in logged:
+            continue
+        replays = [losses[step, batch] for batch in {row, step + 1} if (step, batch) in losses]
+        if replays:
+            possible += 1
+            agreeing += any(agree(loss, logged[row]) for loss in replays)
+    return agreeing, possible
+
+
+def _chosen(run: Run) -> list[Checkpoint]:
+    # A few checkpoints, spread evenly, of those whose next step's rows and loss are there.
+    assert run.batches is not None
+    batches, logged = run.batches, logged_losses(run)
+    able = [
+        one
+        for one in run.checkpoints
+        if not one.adapter
+        and any(len(batches.rows_of_step(step)) for step in (one.step, one.step + 1))
+        and any(step in logged for step in (one.step, one.step + 1))
+    ]
+    return _spread(able, MOST)
+
+
+def _spread(checkpoints: list[Checkpoint], most: int) -> list[Checkpoint]:
+    if len(checkpoints) <= most:
+        return checkpoints
+    return [checkpoints[round(k * (len(checkpoints) - 1) / (most - 1))] for k in range(most)]
+
+
+def _affordable(session: Session, batches: Batches) -> int:
+    # How many checkpoints can be replayed, three batches each: two operations a parameter and token.
+    parameters = sum(value.numel() for value in session.module.parameters())
+    rows = max(batches.rows_per_step or 1, 1)
+    each = 3 * 2 * parameters * rows * batches.length
+    allowed = _OPERATIONS.get(session.device.type, _OPERATIONS_ELSEWHERE)
+    return int(min(MOST, allowed // max(1, each)))
+
+
+def _loss(session: Session, step: int) -> float | None:
+    # The loss on the batch of a step under the weights in the module, in as many parts as memory asks for.
+    import torch
+
+    from hnf_offline.profile.batch import ReplayBatch
+    from hnf_offline.run.batches import load_rows
+    from hnf_offline.run.model.loss import evaluate
+
+    numbers = tuple(session.source.rows_of_step(step))
+    if not numbers:
+        return None
+    tokens, labels = load_rows(session.source, numbers)
+    batch = ReplayBatch.of(tokens, labels, f"step {step}")
+    rows = max(1, min(len(numbers), _TOKENS_TOGETHER // max(1, session.source.length)))
+    with torch.no_grad():
+        parts = [
+            micro.weight * float(evaluate(session.module, micro.tokens, micro.labels).loss)
+            for micro in batch.cut(rows, session.device)
+        ]
+    return sum(parts) if parts else None
