@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+#: Folder on this disk -> the address whose files it stands for (run/remote/): messages name what the user named.
+STANDS_FOR: dict[str, str] = {}
+_ONE_SLASH = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
+
+
+def spelled(path: Path | str) -> str:
+    """Spell a path, or a text with paths in it, for the user.
+
+    Returns:
+        The text, with addresses for the folders that stand for them.
+    """
+    text = path.as_posix() if isinstance(path, Path) else path
+    for folder, address in STANDS_FOR.items():
+        text = text.replace(folder, address)
+    return _ONE_SLASH.sub(r"\1://", text)  # a Path makes one slash of two
 
 
 class UserError(Exception):
@@ -23,7 +40,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         where = "" if self.path is None else f"{self.path}: "
         then = "" if self.remedy is None else f"; {self.remedy}"
-        return f"{where}{self.reason}{then}"
+        return spelled(f"{where}{self.reason}{then}")
 
 
 class InputError(UserError):

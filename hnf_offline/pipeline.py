@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hnf_offline.errors import InputError, UsageError
+from hnf_offline.errors import InputError, UsageError, spelled
 
 if TYPE_CHECKING:
     import polars as pl
@@ -160,7 +160,8 @@ def _other_run(folder: Path, runs: tuple[Run, ...]) -> str:
         held = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["run"]["path"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    if not isinstance(held, str) or Path(held).resolve() == runs[0].path.resolve():
+    here = spelled(runs[0].path)
+    if not isinstance(held, str) or held == here or Path(held).resolve() == runs[0].path.resolve():
         return ""
     return f"{folder}: held the report of another run ({held}); it is replaced"
 
@@ -332,7 +333,7 @@ def plans(
     for run, folder in zip(runs, folders, strict=True):
         one: dict[str, Any] = {
             "run": run.name,
-            "path": str(relative(run.path)),
+            "path": spelled(relative(run.path)),
             "out": str(relative(folder)),
         }
         if run.checkpoints:
@@ -372,6 +373,8 @@ def relative(path: Path) -> Path:
     Returns:
         The shorter path.
     """
+    if spelled(path) != path.as_posix():
+        return path  # it stands for an address
     try:
         return path.absolute().relative_to(Path.cwd())
     except ValueError:
@@ -401,16 +404,17 @@ def open_input(
         UsageError: if a column is not spelled NAME=COLUMN.
     """
     from hnf_offline.run import open_run
+    from hnf_offline.run.remote import address_of, local_path
 
     named: dict[str, str] = {}
-    for spelled in columns or ():
-        ours, equals, column = spelled.partition("=")
+    for typed in columns or ():
+        ours, equals, column = typed.partition("=")
         if not (ours and equals and column):
             raise UsageError(
-                f"--column {spelled} is not NAME=COLUMN", remedy="write it as --column loss=train/lm_loss"
+                f"--column {typed} is not NAME=COLUMN", remedy="write it as --column loss=train/lm_loss"
             )
         named[ours] = column
-    if "://" not in str(path) and not Path(path).exists():
+    if address_of(path) is None and not local_path(path).exists():
         raise InputError("no such file or folder", path=path, remedy="name the folder of a run or a log file")
     return open_run(path, manifest, columns=named, memory_map=memory_map)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnf_offline.errors import InputError
+from hnf_offline.errors import InputError, spelled
 from hnf_offline.pipeline import analyse, output_folder
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def report_of(
     folder = Path("reports") / run.name
     try:
         held = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
-        of_this_run = Path(held["run"]["path"]).resolve() == run.path.resolve()
+        of_this_run = held["run"]["path"] == spelled(run.path) or (
+            Path(held["run"]["path"]).resolve() == run.path.resolve()
+        )
         # An earlier version's report names no policies.
         if of_this_run and all("policy" in one for one in held["advice"]):
             return held  # type: ignore[no-any-return]

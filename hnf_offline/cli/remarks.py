@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from hnf_offline.errors import InputError, UserError
+from hnf_offline.errors import InputError, UserError, spelled
 from hnf_offline.pipeline import relative
 from hnf_offline.progress import note
 
@@ -35,7 +35,7 @@ def remarks(run: Run, remark: str, quiet: bool) -> None:
         note(remark)
     for skipped in run.skipped[:5]:
         note(
-            f"skipped {relative(skipped.path)}: {skipped.reason}"
+            f"skipped {spelled(relative(skipped.path))}: {spelled(skipped.reason)}"
             + (f"; {skipped.remedy}" if skipped.remedy else "")
         )
     if len(run.skipped) > 5:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.cli.remarks import no_checkpoints, typed_command
-from hnf_offline.errors import UsageError
+from hnf_offline.errors import UsageError, spelled
 from hnf_offline.pipeline import InterruptedRunError, made_by, output_folder, relative
 from hnf_offline.printing import emit, emit_json, fields_text, terminal
 
@@ -66,7 +66,7 @@ def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool) -> None:
     """Print what a retraining would cost; nothing is computed or written."""
     told = {
         "run": run.name,
-        "path": str(relative(run.path)),
+        "path": spelled(relative(run.path)),
         "out": str(relative(folder)),
         **asdict(plan),
     }

@@ -42,6 +42,7 @@ from hnf_offline.run.model.build import load_weights_into
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.run.optimizer import RawOptimizer
 from hnf_offline.run.records import Checkpoint, Run
+from hnf_offline.run.remote import check_room
 from hnf_offline.table import Row
 
 #: Relative difference up to which a replayed loss counts as the logged one.
@@ -116,6 +117,7 @@ def profile_run(
     """
     check_settings(settings)
     checkpoints = selected(run, settings)
+    check_room(run.path, checkpoints)
     session = open_session(run, settings, model_factory) if checkpoints else None
     key = settings_key(settings, () if session is None else session.identity)
     frames: list[pl.DataFrame] = []

@@ -16,6 +16,7 @@ import hnf_offline
 from hnf_offline.errors import InputError
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.run.records import Checkpoint
+from hnf_offline.run.remote import identity
 from hnf_offline.table import COLUMNS, Row, sort, table
 
 #: Files up to this size are hashed whole; of larger ones a part, spread evenly, beside the exact size.
@@ -30,13 +31,18 @@ def content_hash(files: Iterable[Path]) -> str:
 
     Files above 256 MiB are sampled: 128 stretches of 1 MiB at even distances, first and last included, and the
     size. Every training step changes every stretch, so this finds another checkpoint; it is no proof against a
-    forger.
+    forger. A file on a server is known by its size and the version or time that the server tells.
 
     Returns:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
+        version = identity(path)
+        if version is not None:
+            # Of a run on a server: reading all of it once more would cost as much as measuring it.
+            digest.update(f"{path.name}\0{version}\0".encode())
+            continue
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as stream:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hnf_offline.errors import spelled
 from hnf_offline.relate.series import column, points
 from hnf_offline.run.records import Log, ModelSource, Run
 
@@ -36,7 +37,7 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
     parameters = made.get("parameters")
     return {
         "name": run.name,
-        "path": run.path.as_posix(),
+        "path": spelled(run.path),
         "checkpoints": len(read),
         "checkpoints_found": len(found) + sum(item.checkpoint for item in run.skipped),
         "checkpoint_steps": found,
@@ -48,7 +49,7 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
         "gap": gap,
         "missing": [{"what": item.what, "cost": item.cost} for item in run.missing],
         "skipped": [
-            {"path": item.path.as_posix(), "reason": item.reason, "remedy": item.remedy}
+            {"path": spelled(item.path), "reason": spelled(item.reason), "remedy": item.remedy}
             for item in run.skipped
         ],
         "resume_steps": list(run.resume_steps),
@@ -67,17 +68,17 @@ def _log(log: Log, run: Path) -> dict[str, Any]:
         notes, shift, duplicates, skipped_lines, restarts.
     """
 
-    def spelled(file: Path) -> str:
+    def below_run(file: Path) -> str:
         return (file.relative_to(run) if file.is_relative_to(run) else file).as_posix()
 
     return {
         "formats": list(log.formats),
-        "files": [spelled(file) for file in log.files],
+        "files": [below_run(file) for file in log.files],
         "columns": dict(log.columns),
         "rows": log.rows.height,
         "segments": [
             {
-                "file": spelled(segment.file),
+                "file": below_run(segment.file),
                 "steps": [segment.first, segment.last],
                 "rows": segment.rows,
                 "replaced": segment.replaced,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hnf_offline.errors import UsageError
+from hnf_offline.errors import UsageError, spelled
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.rerun.arms import AS_WAS, Telling, final_loss, measured_steps, peak, train_arm, unsettled
 from hnf_offline.rerun.largest_stable import find_largest_stable as search_largest_stable
@@ -117,7 +117,7 @@ def whatif(
     notes += [note for arm in arms for note in unsettled(arm)]
     done = Retraining(
         "whatif",
-        {"name": run.name, "path": str(run.path), "optimizer": found.recipe.kind},
+        {"name": run.name, "path": spelled(run.path), "optimizer": found.recipe.kind},
         start,
         stop,
         reproduction,

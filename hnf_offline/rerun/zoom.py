@@ -14,7 +14,7 @@ import polars as pl
 from hnf_offline.detect.headroom import headroom_alarms
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.detect.stability import stability_alarms
-from hnf_offline.errors import InputError, UsageError
+from hnf_offline.errors import InputError, UsageError, spelled
 from hnf_offline.findings import Alarm
 from hnf_offline.profile.session import Session, check_settings, open_session
 from hnf_offline.profile.settings import ProfileSettings, Progress
@@ -137,7 +137,7 @@ def zoom(
     begin.batches.close()
     retraining = Retraining(
         "zoom",
-        {"name": run.name, "path": str(run.path), "optimizer": found.recipe.kind},
+        {"name": run.name, "path": spelled(run.path), "optimizer": found.recipe.kind},
         start,
         stop,
         reproduction,

@@ -16,6 +16,7 @@ from hnf_offline.run.flat_tokens import flat_shape, read_spans
 from hnf_offline.run.formats.safetensors_file import read_header
 from hnf_offline.run.manifest import Manifest
 from hnf_offline.run.records import Batches
+from hnf_offline.run.remote import whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ def find_batches(
     manifest = manifest or Manifest()
     if manifest.batch_file is not None:
         return describe(
-            manifest.batch_file,
+            whole(manifest.batch_file),
             manifest,
             last_steps=last_steps,
             first_logged_step=first_logged_step,

@@ -18,6 +18,7 @@ from hnf_offline.run.logs.find import find_logs
 from hnf_offline.run.manifest import Manifest, read_manifest
 from hnf_offline.run.random_states import RandomStates, find_random_states
 from hnf_offline.run.records import Batches, Checkpoint, Log, Missing, ModelSource, Run, Skipped
+from hnf_offline.run.remote import address_of, local_path, open_address
 
 #: nanoGPT's words for a model (karpathy/nanoGPT@3adf61e model.py, GPTConfig); only its models have all five.
 _GPT_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
@@ -35,7 +36,7 @@ def open_run(
     """Find the checkpoints, log, batches, model and settings of a run.
 
     Args:
-        path: a run directory, one checkpoint, or one log file.
+        path: a run directory, one checkpoint, one log file, or the address of one (s3://bucket/run).
         manifest: a run.toml to read instead of the one in the directory.
         columns: our column name -> name in the log; wins over the manifest's.
         memory_map: whether weight files may be mapped into memory.
@@ -46,7 +47,13 @@ def open_run(
     Raises:
         InputError: when there is neither a readable checkpoint nor a readable log.
     """
-    path = Path(path)
+    address = address_of(path)
+    left_out: list[Skipped] = []
+    if address is None:
+        path = local_path(path)
+    else:
+        path, left_out = open_address(address)
+        memory_map = True  # what is fetched lies on this disk
     if not path.exists():
         raise InputError("is not there", path=path, remedy="check the spelling, or where the run is mounted")
     folder = path if path.is_dir() else path.parent
@@ -59,6 +66,7 @@ def open_run(
 
     checkpoints, skipped = formats.find(path, said.checkpoint_glob)
     checkpoints = [replace(checkpoint, memory_map=memory_map) for checkpoint in checkpoints]
+    skipped += left_out
     if path.is_file() and not checkpoints:
         if skipped and format_of(path) is None:
             raise InputError(skipped[0].reason, path=skipped[0].path, remedy=skipped[0].remedy or None)

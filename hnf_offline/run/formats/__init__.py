@@ -22,6 +22,7 @@ from hnf_offline.run.formats import (
 from hnf_offline.run.formats.names import step_in_name, step_in_path
 from hnf_offline.run.formats.protocol import CheckpointFormat
 from hnf_offline.run.records import Checkpoint, Skipped
+from hnf_offline.run.remote import available
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +95,8 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     Returns:
         Parameter name -> tensor.
     """
-    return FORMATS[checkpoint.layout].load_weights(checkpoint)
+    with available(checkpoint.path, checkpoint.weight_files):
+        return FORMATS[checkpoint.layout].load_weights(checkpoint)
 
 
 def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
@@ -103,7 +105,8 @@ def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
     Returns:
         The state, None where none was saved.
     """
-    return FORMATS[checkpoint.layout].load_optimizer(checkpoint)
+    with available(checkpoint.path, checkpoint.optimizer_files):
+        return FORMATS[checkpoint.layout].load_optimizer(checkpoint)
 
 
 def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from hnf_offline.run.formats.inert_pickle import (
     decode,
 )
 from hnf_offline.run.paths import inside
+from hnf_offline.run.remote import read_range
 
 NAME = ".metadata"
 _LARGEST = 512 * 2**20
@@ -147,9 +148,11 @@ def read_bytes(piece: Piece) -> bytes:
         InputError: when the file ends before.
     """
     try:
-        with piece.file.open("rb") as file:
-            file.seek(piece.start)
-            data = file.read(piece.length)
+        data = read_range(piece.file, piece.start, piece.length)
+        if data is None:
+            with piece.file.open("rb") as file:
+                file.seek(piece.start)
+                data = file.read(piece.length)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=piece.file, remedy=REMEDY) from error
     if len(data) != piece.length:
