@@ -146,7 +146,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _culprit(message: str) -> str:
-    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)[^:]*:?)\s+([\w.]+)", message)
+    found = re.search(r"GLOBAL\s+([\w.]+\.[\w.]+)", message) or re.search(
+        r"Unsupported (?:global|class|operand)[^:]*:?\s+([\w.]+)", message
+    )
     return f" ({found.group(1)})" if found else ""
 
 
@@ -156,5 +158,7 @@ def _conversion(path: Path) -> str:
         "if you wrote it yourself, convert it to safetensors: "
         'python -c "import torch, safetensors.torch as s; '
         f"w = torch.load({path.name!r}, weights_only=False); "
-        f"s.save_file({{k: v.clone().contiguous() for k, v in w.get('model', w).items()}}, {target!r})\""
+        "w = next((w[k] for k in ('model', 'state_dict', 'model_state_dict', 'module') if k in w), w); "
+        "s.save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, "
+        f'{target!r})"'
     )
