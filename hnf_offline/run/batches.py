@@ -15,6 +15,7 @@ from hnf_offline.errors import InputError
 from hnf_offline.run.flat_tokens import flat_shape, read_spans
 from hnf_offline.run.formats.safetensors_file import read_header
 from hnf_offline.run.manifest import Manifest
+from hnf_offline.run.paths import leads_out
 from hnf_offline.run.records import Batches
 from hnf_offline.run.remote import whole
 
@@ -84,8 +85,9 @@ def find_batches(
     files = [
         file
         for folder in folders
+        if not leads_out(folder, path)
         for file in sorted(folder.iterdir())
-        if file.suffix in {".safetensors", ".npz"}
+        if file.suffix in {".safetensors", ".npz"} and file.is_file() and not leads_out(file, path)
     ]
     for file in sorted(files, key=_unlikely):
         try:

@@ -35,7 +35,7 @@ def configuration(path: Path, sections: Mapping[str, Any]) -> dict[str, Any]:
         Dotted name -> number, text, flag or list; RUN.json comes under "run.".
     """
     found = dict(sections)
-    described = read_json(path / "RUN.json") if path.is_dir() else {}
+    described = read_json(path / "RUN.json", run=path) if path.is_dir() else {}
     if described:
         found["run"] = described
     flat: dict[str, Any] = {}
