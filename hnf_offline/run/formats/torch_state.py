@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hnf_offline.errors import InputError
 from hnf_offline.run.formats import torch_contents as contents
 from hnf_offline.run.formats import torch_file
-from hnf_offline.run.formats.names import epoch_in_name, number_in_name, step_in_path
+from hnf_offline.run.formats.names import epoch_in_name, number_in_name, step_in_name, step_in_path
 from hnf_offline.run.formats.saved_optimizer import raw_optimizers
 from hnf_offline.run.formats.torch_outline import read_outline
 from hnf_offline.run.records import Checkpoint
@@ -47,9 +47,8 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
     if outline is None:
         return None
     stem = contents.stem_of(entry) or ""
-    step = step_in_path(entry.with_name(stem + entry.suffix), root)
-    if step is None:
-        step = number_in_name(stem)
+    found = (step_in_name(stem), number_in_name(stem), step_in_path(entry, root))
+    step = next((one for one in found if one is not None), None)
     key = contents.model_key(outline.content, known=step is not None)
     if key is None:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hnf_offline.errors import InputError
+from hnf_offline.errors import InputError, UsageError
 from hnf_offline.run.records import ModelSource
 
 #: What wrappers put into names: before all of them (compile, DDP, FSDP), or before those of a wrapped block.
@@ -18,33 +18,71 @@ _WRAPPERS = re.compile(
 )
 
 
-def build_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+#: Layers of no model yet; a configuration with more is damaged, or would build for ever.
+_MOST_LAYERS = 2_000
+
+
+def build_model(
+    source: ModelSource, *, device: torch.device, dtype: torch.dtype, most_parameters: int | None = None
+) -> nn.Module:
     """Build the module in eval mode, its parameters ready for gradients.
+
+    Args:
+        source: what to build.
+        device: where to.
+        dtype: type of its parameters.
+        most_parameters: more than the checkpoints can hold; a configuration of a larger model is refused before
+            any memory is taken.
 
     Returns:
         The module; its weights are arbitrary until `load_weights_into`.
 
     Raises:
-        InputError: if the kind is unknown or the configuration does not describe a model.
+        InputError: if the configuration describes no model, or one that the checkpoints cannot hold.
+        UsageError: if only the run itself names the function that makes the model.
     """
+    if source.kind == "factory" and source.untrusted:
+        raise UsageError(
+            f"the run's own run.toml names {source.factory} to build the model, and code is run only where you name it",
+            remedy=f"if you trust it: --model {source.factory}",
+        )
+    if source.kind in {"gpt", "hf"} and most_parameters is not None:
+        _check_size(source, most_parameters)
+    module = _built(source).to(device=device, dtype=dtype).eval()
+    return module.requires_grad_(True)
+
+
+def _check_size(source: ModelSource, most_parameters: int) -> None:
+    remedy = "check that config.json or run.toml describes the model that was trained"
+    for name, value in source.config.items():
+        if "layer" in str(name) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise InputError(
+                f"{name} = {value} in the model configuration is no number of layers", remedy=remedy
+            )
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in _built(source).parameters())
+    if size > most_parameters:
+        raise InputError(
+            f"the configuration describes a model of {size:,} parameters, and the checkpoints hold "
+            f"at most {most_parameters:,}",
+            remedy=remedy,
+        )
+
+
+def _built(source: ModelSource) -> nn.Module:
     if source.kind == "gpt":
         from hnf_offline.run.model.gpt import GPT, GPTConfig
 
-        module: nn.Module = GPT(GPTConfig.from_mapping(source.config))
-    elif source.kind == "hf":
+        return GPT(GPTConfig.from_mapping(source.config))
+    if source.kind == "hf":
         from hnf_offline.run.model.huggingface import build_huggingface
 
-        module = build_huggingface(source.config)
-    elif source.kind == "factory" and source.factory:
+        return build_huggingface(source.config)
+    if source.kind == "factory" and source.factory:
         from hnf_offline.run.model.factory import build_from_factory
 
-        module = build_from_factory(source.factory, source.config)
-    else:
-        raise InputError(
-            f"unknown kind of model {source.kind!r}", remedy="use hf, gpt or factory in run.toml"
-        )
-    module = module.to(device=device, dtype=dtype).eval()
-    return module.requires_grad_(True)
+        return build_from_factory(source.factory, source.config)
+    raise InputError(f"unknown kind of model {source.kind!r}", remedy="use hf, gpt or factory in run.toml")
 
 
 def load_weights_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -92,16 +130,20 @@ def in_names_of(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, T
         Name -> tensor; names the module does not have are kept.
     """
     stripped = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
-    if not set(module.state_dict(keep_vars=True)) & set(stripped):
-        stripped = _without_common_prefix(stripped)
-    return stripped
+    own = set(module.state_dict(keep_vars=True))
+    return stripped if own & set(stripped) else _without_prefix(stripped, own)
 
 
-def _without_common_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefixes = {name.split(".", 1)[0] for name in weights if "." in name}
-    if len(prefixes) != 1:
+def _without_prefix(weights: Mapping[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    # The attribute below which most of the module's names are; others, such as metrics, lie beside it.
+    fitting: dict[str, int] = {}
+    for name in weights:
+        prefix, _, rest = name.partition(".")
+        fitting[prefix] = fitting.get(prefix, 0) + (rest in own)
+    best = max(fitting, key=lambda prefix: fitting[prefix], default="")
+    if not fitting.get(best):
         return dict(weights)
-    return {name.split(".", 1)[-1]: tensor for name, tensor in weights.items()}
+    return {name.removeprefix(f"{best}."): tensor for name, tensor in weights.items()}
 
 
 def vocabulary_size(module: nn.Module) -> int | None:
