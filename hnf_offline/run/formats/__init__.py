@@ -20,7 +20,9 @@ from hnf_offline.run.formats import (
     torch_state,
 )
 from hnf_offline.run.formats.names import step_in_name, step_in_path
+from hnf_offline.run.formats.outward import outward_links
 from hnf_offline.run.formats.protocol import CheckpointFormat
+from hnf_offline.run.paths import OUTWARD, OUTWARD_REMEDY, leads_out
 from hnf_offline.run.records import Checkpoint, Skipped
 from hnf_offline.run.remote import available
 
@@ -68,13 +70,23 @@ def find(path: Path, glob: str | None = None) -> tuple[list[Checkpoint], list[Sk
     found: list[Checkpoint] = []
     skipped: list[Skipped] = []
     seen: set[Path] = set()
-    claimed: list[Path] = []
+    claimed: set[Path] = set()
     unknown: list[Skipped] = []
-    entries = sorted(path.glob(glob)) if glob is not None else _entries(path)
+    entries = _matching(path, glob) if glob is not None else _entries(path)
+    outward: dict[Path, Skipped] = {}
+    own: list[Checkpoint] = []
+    used: set[Path] = set()
     for entry in entries:
-        if any(entry.is_relative_to(folder) for folder in claimed):
+        if entry in used or not claimed.isdisjoint(entry.parents):
             continue
-        real = entry.resolve()
+        links = outward_links(entry, path)
+        outward |= {link: Skipped(link, OUTWARD, OUTWARD_REMEDY, checkpoint=True) for link in links}
+        if links:
+            continue
+        try:
+            real = entry.resolve()
+        except (OSError, RuntimeError):  # a link that leads to itself
+            continue
         if real in seen:
             continue
         checkpoint = _recognise(entry, path, skipped)
@@ -83,10 +95,14 @@ def find(path: Path, glob: str | None = None) -> tuple[list[Checkpoint], list[Sk
             continue
         seen.add(real)
         if entry != path:
-            claimed.append(entry)
-        found.extend(checkpoint)
+            claimed.add(entry)
+            found.extend(checkpoint)
+        else:
+            own.extend(checkpoint)
+            used.update(file for one in checkpoint for file in one.files)
     skipped += [folder for folder in unknown if not any(one.is_relative_to(folder.path) for one in claimed)]
-    return _one_a_step(found, path, skipped), skipped
+    skipped += outward.values()
+    return _one_a_step([*found, *own], path, skipped), skipped
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -118,8 +134,19 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return FORMATS[checkpoint.layout].configuration(checkpoint)
 
 
+def _matching(root: Path, glob: str) -> list[Path]:
+    try:
+        return sorted(root.glob(glob))
+    except (ValueError, IndexError, NotImplementedError, OSError) as error:
+        raise InputError(
+            f"[checkpoints] glob = {glob[:100]!r} is no pattern ({error})",
+            path=root,
+            remedy="give one such as 'weights/step*'",
+        ) from error
+
+
 def _entries(root: Path) -> Iterator[Path]:
-    # What may be a checkpoint: everything below the root, folders before what is in them, the root last.
+    # What may be a checkpoint: the root and everything below it, folders before what is in them.
     seen_folders: set[Path] = set()
     count = 0
 
@@ -141,12 +168,12 @@ def _entries(root: Path) -> Iterator[Path]:
             if child.name.startswith("."):
                 continue
             yield child
-            if child.is_dir():
+            if child.is_dir() and not leads_out(child, root):
                 yield from walk(child, depth + 1)
 
+    yield root
     if root.is_dir():
         yield from walk(root, 1)
-    yield root
 
 
 def _recognise(entry: Path, root: Path, skipped: list[Skipped]) -> list[Checkpoint] | None:
