@@ -30,6 +30,8 @@ WRITTEN = frozenset({
     "findings.json",
     "diff.json",
     "rerun.json",
+    "spikes.json",
+    "spikes.png",
     "zoom",
     "proof",
     "a",
@@ -285,7 +287,10 @@ def measure(
                 remedy="see the layouts in README.md, or describe the run with --manifest FILE",
             )
         return Measured(run, table())
+    from hnf_offline.check.counting import counted_in_updates
     from hnf_offline.profile import profile_run
+
+    run = counted_in_updates(run, model, settings.device)
 
     last: list[Progress] = []
 
@@ -387,6 +392,7 @@ def open_input(
     columns: Sequence[str] | None = None,
     *,
     memory_map: bool = True,
+    log_only: bool = False,
 ) -> Run:
     """Find out what a run directory, a checkpoint, a log file or an address such as s3://... holds.
 
@@ -395,6 +401,7 @@ def open_input(
         manifest: a run.toml to read instead of the run's own.
         columns: "loss=train/lm_loss" and the like: which column of the log is what.
         memory_map: whether weight files may be mapped into memory.
+        log_only: look for nothing but the log, which loads no torch.
 
     Returns:
         The run.
@@ -416,6 +423,10 @@ def open_input(
         named[ours] = column
     if address_of(path) is None and not local_path(path).exists():
         raise InputError("no such file or folder", path=path, remedy="name the folder of a run or a log file")
+    if log_only and address_of(path) is None:
+        from hnf_offline.run.open_log import open_log
+
+        return open_log(local_path(path), manifest, columns=named)
     return open_run(path, manifest, columns=named, memory_map=memory_map)
 
 
