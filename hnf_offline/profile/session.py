@@ -86,6 +86,10 @@ def check_settings(settings: ProfileSettings) -> None:
         raise UsageError("--every and --rows must be at least 1")
 
 
+#: Parameters that any run may have besides those in its files.
+_SMALL_MODEL = 10_000_000
+
+
 def open_session(run: Run, settings: ProfileSettings, model_factory: str | None = None) -> Session | None:
     """Build the module and choose the rows.
 
@@ -104,7 +108,9 @@ def open_session(run: Run, settings: ProfileSettings, model_factory: str | None 
     if source is None or batches is None:
         return None
     device = choose_device(settings.device)
-    module = build_model(source, device=device, dtype=_DTYPES[settings.dtype])
+    module = build_model(
+        source, device=device, dtype=_DTYPES[settings.dtype], most_parameters=_most_parameters(run)
+    )
     layers = layers_of(module)
     if settings.layers is not None and not any(fnmatchcase(layer.path, settings.layers) for layer in layers):
         raise UsageError(
@@ -146,6 +152,15 @@ def open_session(run: Run, settings: ProfileSettings, model_factory: str | None 
         *(one.digest for one in training_batches),
     )
     return Session(device, module, layers, batch, training_batches, batches, memory, identity)
+
+
+def _most_parameters(run: Run) -> int:
+    # An element has a byte or more; tied weights are counted once in a file and perhaps twice in the module.
+    sizes = [
+        sum(file.stat().st_size for file in checkpoint.weight_files if file.is_file())
+        for checkpoint in run.checkpoints
+    ]
+    return 2 * max(sizes, default=0) + _SMALL_MODEL
 
 
 def _bytes_of_a_row(module: nn.Module, tokens: Tensor, labels: Tensor | None, batches: Batches) -> int:

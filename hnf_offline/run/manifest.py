@@ -56,6 +56,7 @@ class Manifest:
 
     Attributes:
         path: the file, None where there is none.
+        named: whether the user named the file, so that what it says is the user's own word.
         model_kind: "hf", "gpt" or "factory".
         factory: `package.module:function`.
         model_config: the model's configuration file.
@@ -76,6 +77,7 @@ class Manifest:
     """
 
     path: Path | None = None
+    named: bool = False
     model_kind: str | None = None
     factory: str | None = None
     model_config: Path | None = None
@@ -151,6 +153,7 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
 
     return Manifest(
         path=file,
+        named=path is not None,
         model_kind=model.get("kind", "factory" if "factory" in model else None),
         factory=model.get("factory"),
         model_config=located(model.get("config")),

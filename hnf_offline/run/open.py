@@ -86,7 +86,8 @@ def open_run(
         raise InputError("holds no checkpoint and no log of a known format", path=path, remedy=_REMEDY)
 
     sections, section_file = _sections(path, checkpoints, skipped)
-    model = _model(path, said, sections, section_file)
+    only_adapter = any(checkpoint.adapter for checkpoint in checkpoints)
+    model = None if only_adapter else _model(path, said, sections, section_file)
     batches = _batches(path, said, sections, checkpoints, log)
     random_states = _random_states(path, skipped)
     return Run(
@@ -116,7 +117,7 @@ def _sections(
 ) -> tuple[Mapping[str, Any], Path | None]:
     # The settings saved with the run: of the first checkpoint that has any, or of the run's config.json.
     config_file = path / "config.json"
-    config = read_json(config_file) if path.is_dir() else {}
+    config = read_json(config_file, run=path) if path.is_dir() else {}
     recorded = {
         key: config[key] for key in ("model", "optimizer", "training") if isinstance(config.get(key), dict)
     }
@@ -154,7 +155,7 @@ def _nanogpt_model(
     # What a configuration without the name of a model describes, if it has all five of nanoGPT's sizes.
     for described, source in (
         (config, file),
-        *((read_json(path / name), path / name) for name in ("config.json", "RUN.json", "run.json")),
+        *((read_json(path / name, run=path), path / name) for name in ("config.json", "RUN.json", "run.json")),
     ):
         if "model_type" not in described and all(type(described.get(key)) is int for key in _GPT_SIZES):
             return {"model_type": "gpt", "norm": "pre", **described}, source
@@ -166,7 +167,7 @@ def _model(
 ) -> ModelSource | None:
     file = said.model_config or section_file
     config: Mapping[str, Any] = sections.get("model") or {}
-    if not is_recording(read_json(path / "config.json")) and "model_type" not in config:
+    if not is_recording(read_json(path / "config.json", run=path)) and "model_type" not in config:
         config, file = _nanogpt_model(path, config, file) or (config, file)
     if said.model_settings is not None:
         config, file = said.model_settings, said.path
@@ -179,7 +180,7 @@ def _model(
                 "is not a JSON object", path=said.model_config, remedy="name the model's config.json"
             )
     if said.model_kind == "factory":
-        return ModelSource("factory", config, file, said.factory)
+        return ModelSource("factory", config, file, said.factory, untrusted=not said.named)
     if not config:
         if said.model_kind is not None:
             raise InputError(
@@ -205,7 +206,7 @@ def _batches(
 ) -> Batches | None:
     logged = [] if log is None or not log.rows.height else [int(log.rows["step"][-1])]
     first = None if log is None or not log.rows.height else int(log.rows["step"][0])
-    recorded = path.is_dir() and is_recording(read_json(path / "config.json"))
+    recorded = path.is_dir() and is_recording(read_json(path / "config.json", run=path))
     return find_batches(
         path,
         said,
@@ -232,7 +233,14 @@ def _missing(
             Missing("no checkpoint", "only the log can be read: no curvature, no layer, no advice on it")
         )
     else:
-        if model is None:
+        if any(checkpoint.adapter for checkpoint in checkpoints):
+            missing.append(
+                Missing(
+                    "only an adapter",
+                    "the model it was trained on is not here: only what the adapter's weights alone show is measured",
+                )
+            )
+        elif model is None:
             missing.append(
                 Missing("no model", "the weights cannot be run: only what weights alone show is measured")
             )

@@ -153,12 +153,14 @@ class ModelSource:
         config: the configuration as read.
         config_file: where it was read.
         factory: `package.module:function` for kind "factory".
+        untrusted: whether only a file that came with the run names the factory; it is then never imported.
     """
 
     kind: str
     config: Mapping[str, Any]
     config_file: Path | None = None
     factory: str | None = None
+    untrusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,14 @@ _HEADS = {
 }
 
 
+#: Keys that name code: classes of a repository (auto_map), and kernels that are fetched from one.
+_CODE = {
+    *("auto_map", "_attn_implementation", "attn_implementation", "_attn_implementation_internal"),
+    *("experts_implementation", "_experts_implementation", "use_kernels", "kernel_config", "_name_or_path"),
+}
+_DEEPEST = 8
+
+
 def build_huggingface(config: Mapping[str, Any]) -> nn.Module:
     """Build a transformers model from its configuration.
 
@@ -53,8 +61,25 @@ def build_huggingface(config: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def without_code(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Leave out what makes transformers fetch and import code: remote classes, and attention kernels by their name.
+
+    Args:
+        config: a configuration, with those of its parts in it.
+        depth: how deep this one lies in the whole.
+
+    Returns:
+        The rest of it; parts deeper than any configuration has are left out.
+    """
+    return {
+        key: without_code(value, depth + 1) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _CODE and not (isinstance(value, Mapping) and depth > _DEEPEST)
+    }
+
+
 def _build(transformers: Any, model_type: str, config: Mapping[str, Any]) -> nn.Module:
-    rest = {key: value for key, value in config.items() if key not in {"model_type", "auto_map"}}
+    rest = {key: value for key, value in without_code(config).items() if key != "model_type"}
     settings = transformers.AutoConfig.for_model(model_type, **rest)
     settings.use_cache = False
     architecture = str((config.get("architectures") or ["ForCausalLM"])[0])
