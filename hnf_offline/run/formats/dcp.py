@@ -75,8 +75,8 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
         _saved_step(index) if step is None else step,
         entry,
         LAYOUT,
-        _files(model, weights.values()),
-        _files(optimizer, state) if state else (),
+        files_of(model, weights.values()),
+        files_of(optimizer, state) if state else (),
         config if config.is_file() else None,
     )
 
@@ -88,7 +88,7 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         Parameter name -> tensor.
     """
     index = read_index(checkpoint.weight_files[0].parent)
-    return {name: _read_tensor(item) for name, item in _weights(index).items()}
+    return {name: read_tensor(item) for name, item in _weights(index).items()}
 
 
 def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
@@ -103,7 +103,7 @@ def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
     state: dict[int | str, dict[str, Any]] = {}
     groups: dict[int | str, dict[str, Any]] = {}
     for item, kind, owner, key in _optimizer_items(read_index(file.parent)):
-        value = _read_tensor(item) if item.shape is not None else _load(item.pieces[0])
+        value = read_tensor(item) if item.shape is not None else _load(item.pieces[0])
         (state if kind == "state" else groups).setdefault(owner, {})[key] = value
     listed = [groups[number] for number in sorted(owner for owner in groups if isinstance(owner, int))]
     if not listed:
@@ -140,7 +140,12 @@ def _is_checkpoint(folder: Path) -> bool:
         return False
 
 
-def _files(folder: Path, items: Iterable[Item]) -> tuple[Path, ...]:
+def files_of(folder: Path, items: Iterable[Item]) -> tuple[Path, ...]:
+    """List the files that some tensors are in.
+
+    Returns:
+        The description and the shards.
+    """
     return folder / NAME, *sorted({piece.file for item in items for piece in item.pieces})
 
 
@@ -184,7 +189,7 @@ def _grouped(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, An
 def _saved_step(index: Mapping[str, Item]) -> int:
     for name, item in index.items():
         if _STEP.fullmatch(name):
-            value = plain_value(item) if item.shape is None else _read_tensor(item)
+            value = plain_value(item) if item.shape is None else read_tensor(item)
             try:
                 return int(value)
             except (TypeError, ValueError, RuntimeError):
@@ -192,7 +197,15 @@ def _saved_step(index: Mapping[str, Item]) -> int:
     return 0
 
 
-def _read_tensor(item: Item) -> Tensor:
+def read_tensor(item: Item) -> Tensor:
+    """Put a tensor together from its blocks.
+
+    Returns:
+        The tensor on the CPU, in its own type.
+
+    Raises:
+        InputError: when a block is damaged, not as described, or overlaps another.
+    """
     import torch
 
     assert item.dtype is not None and item.shape is not None

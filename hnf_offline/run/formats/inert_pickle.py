@@ -115,6 +115,7 @@ class StorageRecord(Record):
 
 
 _DESCRIPTION = "torch.distributed.checkpoint.metadata"
+_MEGATRON = "megatron.core.dist_checkpointing.strategies"
 _OLD_DESCRIPTION = "torch.distributed._shard.sharded_tensor.metadata"
 #: Every name a `.metadata` may ask for, and what it gets.
 _ANSWERS: Mapping[tuple[str, str], Any] = {
@@ -129,6 +130,13 @@ _ANSWERS: Mapping[tuple[str, str], Any] = {
     (_OLD_DESCRIPTION, "TensorProperties"): PropertiesRecord,
     (_OLD_DESCRIPTION, "MEM_FORMAT_ENCODING"): Record,
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): StorageRecord,
+    # Megatron-LM's own kind of description, and the plans of its ranks beside it.
+    (f"{_MEGATRON}.torch", "MCoreMetadata"): Metadata,
+    (f"{_MEGATRON}.torch", "MCoreSavePlan"): Record,
+    **{
+        ("torch.distributed.checkpoint.planner", kind): Record
+        for kind in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
+    },
     ("torch.serialization", "_get_layout"): Record,
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): dict,
