@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.logs import (
+    build_nanogpt,
     console_rows,
     delimited,
     fairseq,
@@ -39,16 +41,32 @@ LOG_FORMATS: Mapping[str, LogFormat] = {
     "jsonl": jsonl,
     "trainer_state": trainer_state,
     "delimited": delimited,
-    "console_rows": console_rows,
     "fairseq": fairseq,
     "megatron": megatron,
     "modded_nanogpt": modded_nanogpt,
+    "build_nanogpt": build_nanogpt,
     "llm_c": llm_c,
     "nanogpt": nanogpt,
+    "console_rows": console_rows,
     "key_value": key_value,
 }
 
-_HEAD = 65_536
+#: Formats whose rows may follow much other text: source code, settings, warnings of other processes.
+_AMONG_OTHER_TEXT = (
+    "fairseq",
+    "megatron",
+    "modded_nanogpt",
+    "build_nanogpt",
+    "llm_c",
+    "nanogpt",
+    "console_rows",
+)
+#: Files that may quote a log, and are none.
+_SOURCE = re.compile(r"\.(?:py|ipynb|md|rst|html?|js|c|cc|cpp|cu|h|sh|ya?ml|toml|xml|svg|tex)", re.IGNORECASE)
+#: The format that is tried when no other recognises a file.
+_LAST = "key_value"
+
+_HEAD, _LONG_HEAD = 65_536, 8_000_000
 
 
 def format_of(path: Path) -> str | None:
@@ -57,11 +75,23 @@ def format_of(path: Path) -> str | None:
     Returns:
         A key of `LOG_FORMATS`, None where no format recognises it.
     """
-    start = "" if path.is_dir() else head(path, _HEAD)
-    if not start and not path.is_dir():
+    if path.is_dir():
+        return next((name for name, one in LOG_FORMATS.items() if one.recognises(path, "")), None)
+    start = head(path, _HEAD)
+    if not start:
         return None
     plain = path.with_suffix("") if path.suffix == ".gz" else path
-    return next((name for name, one in LOG_FORMATS.items() if one.recognises(plain, start)), None)
+    if _SOURCE.fullmatch(plain.suffix):
+        return None
+    for name, one in LOG_FORMATS.items():
+        if name != _LAST and one.recognises(plain, start):
+            return name
+    if len(start) >= _HEAD - _HEAD // 8:  # control characters were taken out of it
+        start = head(path, _LONG_HEAD)
+        for name in _AMONG_OTHER_TEXT:
+            if LOG_FORMATS[name].recognises(plain, start):
+                return name
+    return _LAST if LOG_FORMATS[_LAST].recognises(plain, start) else None
 
 
 def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | None = None) -> Log:
@@ -81,8 +111,12 @@ def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | Non
     segments: list[Segment] = []
     skipped = 0
     used: dict[str, str] = {}
+    known: dict[str, None] = {}
+    notes: dict[str, None] = {}
     for file in files:
-        raw = _read(file)
+        name, raw = _read(file, columns or {})
+        known[name] = None
+        notes |= dict.fromkeys(raw.notes)
         chosen = choose_columns(raw.frame.columns, _counts(raw.frame), columns or {}, file)
         rows, unusable = _renamed(raw.frame, chosen)
         skipped += raw.skipped_lines + unusable
@@ -93,20 +127,37 @@ def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | Non
     if not segments:
         raise InputError("no log file was named", remedy="name at least one")
     merged = merge(segments)
-    return Log(_ordered(merged.rows), merged.files, merged.duplicates, skipped, merged.restarts, used)
+    return Log(
+        _ordered(merged.rows),
+        merged.files,
+        merged.duplicates,
+        skipped,
+        merged.restarts,
+        used,
+        formats=tuple(known),
+        segments=merged.segments,
+        notes=tuple(notes),
+    )
 
 
-def _read(file: Path) -> RawLog:
-    if not file.is_file():
-        raise InputError("is not there" if not file.exists() else "is not a file", path=file)
-    known = format_of(file)
-    if known is None:
-        raise InputError(
-            "is no log of a known format",
-            path=file,
-            remedy="known are JSON lines, CSV and TSV, and trainer_state.json",
-        )
-    return LOG_FORMATS[known].read(file)
+def _read(file: Path, columns: Mapping[str, str]) -> tuple[str, RawLog]:
+    if not file.exists():
+        raise InputError("is not there", path=file, remedy="check the spelling")
+    name = format_of(file)
+    if name is not None:
+        return name, LOG_FORMATS[name].read(file)
+    if file.is_dir():
+        raise InputError("is a folder without a log of a known format", path=file, remedy="name the log file")
+    if columns:
+        try:
+            return _LAST, key_value.read_named(file, columns)
+        except InputError:
+            pass  # the message below says more
+    raise InputError(
+        "is no log of a known format",
+        path=file,
+        remedy=f"known are {', '.join(LOG_FORMATS)}; a text log needs a step and a loss in each row",
+    )
 
 
 def _counts(frame: pl.DataFrame) -> dict[str, int]:
@@ -120,10 +171,13 @@ def _renamed(frame: pl.DataFrame, chosen: Mapping[str, str]) -> tuple[pl.DataFra
     taken = set(chosen.values())
     step = pl.col(chosen["step"])
     usable = step.is_not_null() & step.is_finite() & (step == step.round()) & (step.abs() < 2**53)
-    kept = frame.filter(usable)
+    all_usable = bool(frame.select(usable.all() & step.is_not_null().all()).item()) if frame.height else True
+    kept = frame if all_usable else frame.filter(usable)
     others = [pl.col(name) for name in frame.columns if name not in taken and name not in chosen]
     ours = [pl.col(column).alias(name) for name, column in chosen.items() if name != "step"]
     rows = kept.select(step.cast(pl.Int64).alias("step"), *ours, *others)
+    if all_usable:
+        return rows, 0
     # A row with neither step nor loss (a summary, say) is no training row; one with a loss was lost.
     lost = frame.filter(
         ~usable.fill_null(value=False) & (step.is_not_null() | pl.col(chosen["loss"]).is_not_null())

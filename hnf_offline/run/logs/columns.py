@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from hnf_offline.errors import InputError, UsageError
@@ -21,11 +22,13 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "iteration",
         "iterations",
         "num_updates",
+        "it",
         "update",
         "updates",
         "optimizer_step",
         "train_step",
         "step_num",
+        "steps",
         "_step",
     ),
     "loss": (
@@ -47,6 +50,11 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "cross_entropy",
         "nll_loss",
         "loss_metrics_global_avg_loss",
+        "global_avg_loss",
+        "reduced_train_loss",
+        "loss_train_total",
+        "lm_loss_training_lm_loss",
+        "trl",
         "train_loss_epoch",
     ),
     "grad_norm": (
@@ -63,6 +71,8 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "total_norm",
         "norm_grad",
         "gradnorm",
+        "grad_norm_grad_norm",
+        "norm",
     ),
     "learning_rate": (
         "learning_rate",
@@ -70,6 +80,8 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "learningrate",
         "lr_0",
         "lr_group_0",
+        "learning_rate_group0",
+        "learning_rate_learning_rate",
         "lr_adam",
         "lr_adamw",
         "lr_sgd",
@@ -88,7 +100,13 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "tokens_per_sec",
         "tok_per_sec",
         "tok_s",
+        "tok_sec",
         "tokens_s",
+        "tps",
+        "tokens_per_second_per_gpu",
+        "device_tokens_per_second",
+        "throughput_per_gpu_tflop_s_gpu",
+        "samples_sec",
         "train_tokens_per_second",
         "samples_per_second",
         "train_samples_per_second",
@@ -113,7 +131,11 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 }
 
 #: Words in front of a name that say where it was logged, not what it is.
-_PLACES = ("train_", "training_", "trainer_", "optim_", "optimizer_", "metrics_")
+_PLACES = ("train_", "training_", "trainer_", "optim_", "optimizer_", "metrics_", "throughput_")
+#: Losses that are a part of the training loss, or a penalty beside it.
+_PARTS = re.compile(
+    r"(?:^|_)(?:aux|auxiliary|balanc\w*|router|z|kl|reg\w*|penalty|moe|mtp\w*|seq_?aux|loss_\w*)_loss$"
+)
 _NOT_TRAINING = re.compile(r"(?:^|_)(?:eval|val|valid|validation|test|dev)(?:_|$)")
 
 
@@ -153,14 +175,42 @@ def choose_columns(
             best = _best(ours, [name for name in names if name not in chosen.values()], counts)
             if best is not None:
                 chosen[ours] = best
+    if "loss" not in chosen:
+        # A name of the user's own, where there is but one that can be meant.
+        likely = [name for name in names if name not in chosen.values() and seems_a_loss(name)]
+        if len(likely) == 1:
+            chosen["loss"] = likely[0]
     for ours in ("step", "loss"):
         if ours not in chosen:
             raise InputError(
                 f"has no {ours} column among {_listed(names)}",
                 path=path,
-                remedy=f'say which one it is in run.toml: [log] columns = {{ {ours} = "..." }}',
+                remedy=f'say which one it is: --column {ours}=..., or in run.toml [log] columns = {{ {ours} = "..." }}',
             )
     return chosen
+
+
+@lru_cache(maxsize=4096)
+def meaning(name: str) -> str | None:
+    """Tell what a column is by its name.
+
+    Returns:
+        Our name for it, None where it has none.
+    """
+    return next((ours for ours in SYNONYMS if _rank(ours, name) is not None), None)
+
+
+@lru_cache(maxsize=4096)
+def seems_a_loss(name: str) -> bool:
+    """Tell whether a name is that of a training loss, though it may be none that is known.
+
+    Returns:
+        Whether it is one, or ends with "loss" and is neither of an evaluation nor a part of a loss.
+    """
+    if meaning(name) is not None:
+        return meaning(name) == "loss"
+    plain = normalised(name)
+    return plain.endswith("loss") and not _NOT_TRAINING.search(plain) and not _PARTS.search(plain)
 
 
 def _best(ours: str, names: Sequence[str], counts: Mapping[str, int]) -> str | None:
@@ -193,7 +243,7 @@ def normalised(name: str) -> str:
         The plain name.
     """
     plain = name.rsplit(" - ", 1)[-1].strip().lower()
-    return re.sub(r"[\s/.:\-|]+", "_", plain)
+    return re.sub(r"[\s/.:\-|()]+", "_", plain).rstrip("_")
 
 
 def _listed(names: Sequence[str]) -> str:

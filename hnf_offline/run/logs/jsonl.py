@@ -6,28 +6,38 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hnf_offline.run.logs.raw import RawLog, flatten, frame_of, numeric
+from hnf_offline.run.logs.blocks import Blocks
+from hnf_offline.run.logs.json_blocks import JsonReader
+from hnf_offline.run.logs.raw import RawLog
+from hnf_offline.run.logs.rows import joined
 
 if TYPE_CHECKING:
     import polars as pl
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".log", ".txt")
+_FIRST_LINES = 40
 
 
 def recognises(path: Path, head: str) -> bool:
-    """Tell JSON lines by a first line that is a whole object, or by the suffix.
+    """Tell JSON lines by the suffix, or by first lines of which most are whole objects.
 
     Returns:
         True where `read` should be tried.
     """
-    first = head.lstrip("\ufeff \r\n").split("\n", 1)[0].rstrip()
     if path.suffix in {".jsonl", ".ndjson"}:
         return True
-    return path.suffix in _SUFFIXES and first.startswith("{") and first.endswith("}")
+    if path.name == "trainer_state.json" or "{" not in head[:10_000]:
+        return False
+    lines = [line.strip() for line in head.split("\n", _FIRST_LINES)[:_FIRST_LINES]]
+    lines = [line for line in lines if line]
+    whole = sum(line.startswith('{"') and line.endswith("}") for line in lines)
+    if len(lines) == 1:
+        return bool(whole) and '"log_history"' not in head
+    # The first line may be longer than the head, and the last may be cut by it.
+    return whole > 0.5 * len(lines) and _is_object(next(line for line in lines if line.endswith("}")))
 
 
 def read(path: Path) -> RawLog:
-    """Read JSON lines: fast where every line is strict JSON, line by line where some are not.
+    """Read JSON lines: a block at a time where it is strict JSON, line by line where it is not.
 
     Bare NaN and Infinity, numbers in quotes and nulls are read; other lines are counted as skipped.
     A first line that only describes the run (`{"_meta": ...}`) is neither a row nor a skipped line.
@@ -35,54 +45,27 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    import polars as pl
+    blocks = Blocks(path)
+    reader = JsonReader()
+    frames = [frame for block in blocks for frame in reader.frames(block)]
+    frame, notes = joined(frames)
+    return RawLog(
+        _without_empty_rows(frame),
+        reader.skipped + blocks.overlong,
+        (*blocks.notes(), *reader.notes(), *notes),
+    )
 
+
+def _is_object(line: str) -> bool:
     try:
-        frame = _unnested(pl.read_ndjson(path, infer_schema_length=None))
-    except (pl.exceptions.PolarsError, OSError, RuntimeError):
-        return _read_lines(path)
-    return RawLog(_without_empty_rows(numeric(frame)))
-
-
-def _read_lines(path: Path) -> RawLog:
-    rows = []
-    skipped = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                skipped += 1
-                continue
-            if isinstance(row, dict):
-                rows.append(flatten({key: value for key, value in row.items() if key != "_meta"}))
-            else:
-                skipped += 1
-    return RawLog(_without_empty_rows(frame_of(rows)), skipped)
-
-
-def _unnested(frame: pl.DataFrame) -> pl.DataFrame:
-    import polars as pl
-
-    frame = frame.drop("_meta", strict=False)
-    for _ in range(8):
-        nested = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Struct)]
-        if not nested:
-            break
-        parts = []
-        for column in frame.iter_columns():
-            if isinstance(column.dtype, pl.Struct):
-                inner = column.struct.unnest()
-                parts.append(inner.rename({name: f"{column.name}/{name}" for name in inner.columns}))
-            else:
-                parts.append(column.to_frame())
-        frame = pl.concat(parts, how="horizontal")
-    return frame
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _without_empty_rows(frame: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
-    return frame.filter(pl.any_horizontal(pl.all().is_not_null())) if frame.width else frame
+    if not frame.width or any(not column.null_count() for column in frame.iter_columns()):
+        return frame
+    return frame.filter(pl.any_horizontal(pl.all().is_not_null()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,25 +15,36 @@ from hnf_offline.errors import InputError
 
 #: Characters of a line; a longer one is passed over and counted.
 LONGEST_LINE = 1_000_000
-#: Characters that a file may unpack to; what follows is not read.
+#: Characters that a file may hold or unpack to; what follows is not read.
 LONGEST_TEXT = 4_000_000_000
+#: A compressed file may unpack to the first, or to this many times its size; text rarely packs better than 50 times.
+_UNPACKED, _PACKING = 200_000_000, 100
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
+#: Colours and cursor movements of terminals (ECMA-48), and control characters other than tab and line ends.
+_NOISE = re.compile(
+    r"\x1b\[[0-?]{0,64}[ -/]{0,8}[@-~]|\x1b\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)|\x1b[@-Z\\-_]?"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]"
+)
 
 
 @dataclass(slots=True)
 class Lines:
-    """The lines of a text file, without their endings; iterate once.
+    """The lines of a text file, without their endings, colours and control characters; iterate once.
 
     Attributes:
         path: the file; gzip is recognised by its content.
         overlong: lines passed over because they were longer than `LONGEST_LINE`, known after iterating.
         broken: whether the file ended in the middle of its compressed data, known after iterating.
+        cut: whether the file went on after what may be read of it, known after iterating.
+        unended: whether the line that was read last had no ending, so may have been cut off.
     """
 
     path: Path
     overlong: int = 0
     broken: bool = False
+    cut: bool = False
+    unended: bool = False
 
     def __iter__(self) -> Iterator[str]:
         """Read line after line; a carriage return ends a line too, as progress bars write it.
@@ -44,26 +56,100 @@ class Lines:
             InputError: when the file cannot be opened.
         """
         read = 0
+        most = most_text(self.path)
         with open_text(self.path) as file:
             try:
-                while read < LONGEST_TEXT:
+                while True:
                     line = file.readline(LONGEST_LINE)
                     if not line:
                         return
                     read += len(line)
                     if len(line) == LONGEST_LINE and not line.endswith("\n"):
                         self.overlong += 1
-                        while line and not line.endswith("\n") and read < LONGEST_TEXT:
+                        while line and not line.endswith("\n") and read <= most:
                             line = file.readline(LONGEST_LINE)
                             read += len(line)
-                        continue
-                    yield line.rstrip("\n")
-            except (
-                OSError,
-                EOFError,
-                zlib.error,
-            ):  # truncated or damaged compressed data; what came before counts
-                self.broken = True
+                    else:
+                        self.unended = not line.endswith("\n")
+                        yield without_noise(line.rstrip("\n"))
+                    if read > most:
+                        self.cut = True
+                        return
+            except (OSError, EOFError, zlib.error):
+                self.broken = True  # truncated or damaged compressed data; what came before counts
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what of the file was not read, known after iterating.
+
+        Returns:
+            A sentence for each.
+        """
+        said = []
+        if self.broken:
+            said.append("The compressed file ends too early or is damaged; what came before was read.")
+        if self.cut:
+            said.append("The file holds more text than is read of one file; the rest was left out.")
+        return tuple(said)
+
+
+def without_noise(text: str) -> str:
+    """Take terminal colours and control characters out of a text.
+
+    Returns:
+        The text as it would be seen.
+    """
+    return text if text.isprintable() else _NOISE.sub("", text)
+
+
+def most_text(path: Path) -> int:
+    """Say how many characters are read of a file: few of one that only unpacks to many.
+
+    Returns:
+        The bound.
+
+    Raises:
+        InputError: when the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == _GZIP
+            size = file.seek(0, io.SEEK_END)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+    return min(LONGEST_TEXT, max(_UNPACKED, _PACKING * size)) if packed else LONGEST_TEXT
+
+
+def open_bytes(path: Path) -> tuple[IO[bytes], str]:
+    """Open a file for reading, compressed or not, and tell its encoding by its first bytes.
+
+    Returns:
+        The uncompressed bytes, and the encoding.
+
+    Raises:
+        InputError: when the file cannot be opened.
+    """
+    try:
+        file: IO[bytes] = path.open("rb")
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+    if packed:
+        file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
+    try:
+        start = file.read(64)
+        file.seek(0)
+    except (OSError, EOFError, zlib.error):
+        start = b""
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and len(start) >= 8:
+        # Text in two bytes a character without a mark: every second byte is zero.
+        half = len(start) // 2
+        if start[1::2].count(0) == half and not start[::2].count(0):
+            encoding = "utf-16-le"
+        elif start[::2].count(0) >= half and not start[1::2].count(0):
+            encoding = "utf-16-be"
+    return file, encoding
 
 
 def open_text(path: Path) -> IO[str]:
@@ -71,35 +157,19 @@ def open_text(path: Path) -> IO[str]:
 
     Returns:
         Text whose line endings are all line feeds.
-
-    Raises:
-        InputError: when the file cannot be opened.
     """
-    try:
-        file: IO[bytes] = path.open("rb")
-        start = file.read(2)
-        file.seek(0)
-        if start == _GZIP:
-            file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
-    try:
-        start = file.read(3)
-        file.seek(0)
-    except (OSError, EOFError, zlib.error):
-        start = b""
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8")
+    file, encoding = open_bytes(path)
     return io.TextIOWrapper(file, encoding=encoding, errors="replace", newline=None)
 
 
 def head(path: Path, characters: int) -> str:
-    """Read the first characters of a text file.
+    """Read the first characters of a text file, without colours and control characters.
 
     Returns:
         The text, "" where nothing can be read.
     """
     try:
         with open_text(path) as file:
-            return file.read(characters)
-    except (InputError, OSError, EOFError, zlib.error):
+            return _NOISE.sub("", file.read(characters))
+    except (InputError, OSError, EOFError, ValueError, zlib.error):
         return ""

@@ -1,26 +1,54 @@
-"""modded-nanogpt and build-nanogpt: `step:428/20344 train_loss:6.3756 ...`, after the training script's source."""
+"""modded-nanogpt: `step:428/20344 train_loss:6.3756 train_time:...`, after the training script's source."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.errors import InputError
 from hnf_offline.run.logs.raw import RawLog
+from hnf_offline.run.logs.text_rows import NUMBER, read_rows
+
+# Source: KellerJordan/modded-nanogpt@f411b3d records/track_1_short/2024-10-20_ScaleUp1B/*.txt; in the records of 2025
+# and later only val_loss is written, every 125 or 250 steps.
+_ROW = re.compile(r"^step:(\d{1,15})/\d{1,15}\s+(\S.*)", re.MULTILINE)
+_FIELD = re.compile(rf"(?:^|\s)([a-z_]{{1,40}}):({NUMBER})(?:ms|s)?(?=\s|$)")
+
+_VALIDATION_ONLY = (
+    "The log has no training losses; the loss is the validation loss (val_loss), written at {count} steps."
+)
 
 
 def recognises(path: Path, head: str) -> bool:
-    """Tell the format.
+    """Tell the format by a row in the head.
 
     Returns:
         True where `read` should be tried.
     """
-    return False
+    return "step:" in head and any(
+        "_loss:" in row[2] or "train_time:" in row[2] for row in _ROW.finditer(head)
+    )
 
 
 def read(path: Path) -> RawLog:
-    """Read it.
+    """Read the rows.
 
-    Raises:
-        InputError: always, so far.
+    Returns:
+        Its numeric columns; a column `loss` where the validation loss is the only one.
     """
-    raise InputError("is not read yet", path=path)
+    import polars as pl
+
+    raw = read_rows(path, _parse, "modded-nanogpt")
+    if "train_loss" in raw.frame.columns or "val_loss" not in raw.frame.columns:
+        return raw
+    count = raw.frame["val_loss"].count()
+    frame = raw.frame.with_columns(pl.col("val_loss").alias("loss"))
+    return RawLog(frame, raw.skipped_lines, (*raw.notes, _VALIDATION_ONLY.format(count=count)))
+
+
+def _parse(line: str) -> Mapping[str, float] | None:
+    found = _ROW.match(line)
+    if found is None:
+        return None
+    fields = {name: float(value) for name, value in _FIELD.findall(found[2])}
+    return {"step": float(found[1]), **fields} if fields else {}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+#: Characters of a number; what is longer is none.
+LONGEST_NUMBER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +70,6 @@ def flatten(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[st
     return flat
 
 
-def frame_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Make a frame of flat rows: numbers and texts that are numbers; other values become null.
-
-    Returns:
-        One f64 column a key that holds a number anywhere.
-    """
-    import polars as pl
-
-    listed = list(rows)
-    names = dict.fromkeys(key for row in listed for key in row)
-    columns = {name: [as_number(row.get(name)) for row in listed] for name in names}
-    return pl.DataFrame({
-        name: pl.Series(name, values, dtype=pl.Float64)
-        for name, values in columns.items()
-        if any(v is not None for v in values)
-    })
-
-
 def as_number(value: Any) -> float | None:
     """Read a number from a number or its text; NaN and infinity are numbers.
 
@@ -93,6 +79,8 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float | str):
+        if isinstance(value, str) and (len(value) > LONGEST_NUMBER or "_" in value):
+            return None
         try:
             return float(value)
         except (ValueError, OverflowError):
