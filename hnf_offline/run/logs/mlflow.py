@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,34 +70,40 @@ def read(path: Path) -> RawLog:
     Raises:
         InputError: when nothing can be read, or the folder holds several runs.
     """
+    import numpy as np
+
     if not path.is_dir():
         parts = path.parts
         below = len(parts) - 1 - parts[::-1].index(_METRICS) if _METRICS in parts else len(parts) - 2
         files = {"/".join(parts[below + 1 :]): path}
     else:
         files = _metric_files(_one_run(path))
-    times: list[int] = []
-    entries: list[tuple[str, int, float]] = []
+    names = list(files)
+    times, which, steps, values = array("q"), array("i"), array("q"), array("d")
     skipped = 0
-    for name, file in files.items():
+    notes: list[str] = []
+    for number, file in enumerate(files.values()):
         lines = Lines(file)
         for line in lines:
             if not line.strip():
                 continue
-            read_line = _entry(line)
-            if read_line is None or len(entries) >= MOST_NUMBERS:
+            entry = _entry(line)
+            if entry is None or len(times) >= MOST_NUMBERS:
                 skipped += 1
                 continue
-            times.append(read_line[0])
-            entries.append((name, read_line[2], read_line[1]))
-        skipped += lines.overlong + lines.broken
+            times.append(entry[0])
+            values.append(entry[1])
+            steps.append(entry[2])
+            which.append(number)
+        skipped += lines.overlong
+        notes += lines.notes()
     scalars = Scalars()
-    for number in sorted(range(len(times)), key=times.__getitem__):
-        scalars.add(*entries[number])
+    for place in np.argsort(np.frombuffer(times, dtype=np.int64), kind="stable") if times else ():
+        scalars.add(names[which[place]], steps[place], values[place])
     if not len(scalars.cells):
         raise InputError("holds no metric", path=path, remedy="name a run that logged some")
-    frame, notes = scalars.table()
-    return RawLog(frame, skipped, notes)
+    frame, left_out = scalars.table()
+    return RawLog(frame, skipped, (*notes, *left_out))
 
 
 def _entry(line: str) -> tuple[int, float, int] | None:

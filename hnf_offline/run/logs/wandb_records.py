@@ -14,6 +14,8 @@ from hnf_offline.errors import InputError
 HEADER = b":W&B\xe1\xbe\x00"
 #: Bytes of a record; a longer one holds no history.
 LONGEST_RECORD = 16_000_000
+#: Bytes of a file; what follows is not read.
+LONGEST_FILE = 4_000_000_000
 _BLOCK = 32_768
 _CHUNK = 7
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -66,6 +68,9 @@ class WandbRecords:
                     self.damaged += parts is not None
                     return
                 position += len(block)
+                if position > LONGEST_FILE:
+                    self.damaged += 1
+                    return
                 for kind, data in self._chunks(block, last=bool(position % _BLOCK)):
                     if kind == _FULL:
                         self.damaged += parts is not None
