@@ -15,14 +15,14 @@ from hnf_offline.check.duplicates import constant, find_duplicates, moving, vect
 from hnf_offline.check.registry import Check, Outcome
 from hnf_offline.check.series import Portrait, Series, counted, some
 from hnf_offline.check.shapes import layouts, usual
-from hnf_offline.check.trajectory import OFF, detours, distances, exchanges, legs, two_ways
+from hnf_offline.check.trajectory import distances, exchanges, legs, off_places, two_ways
 from hnf_offline.findings import Fault
 
 if TYPE_CHECKING:
     from hnf_offline.check.trajectory import Matrix
 
 #: A checkpoint of another run lies at least so many usual legs from all others.
-_FAR = 3.0
+_FAR = 2.0
 #: A jump: a leg so many times faster (for its steps and learning rates) than its neighbours, ...
 _JUMP = 6.0
 #: ... whose ends have less in common than this (cosine of the matrices).
@@ -48,16 +48,17 @@ def look(series: Series) -> Outcome:
     apart = distances(points)
     if not float(legs(apart).max()):
         return Outcome((), "", "the weights never change")
-    faults, kept = _strangers(series, portraits, apart)
+    covered: dict[Fault, tuple[int, ...]] = {}
+    faults, kept = _strangers(series, portraits, apart, covered)
     order = list(kept)
     if len(order) >= 3:
-        swapped, order = _exchanged(series, portraits, apart, order)
+        swapped, order = _exchanged(series, portraits, apart, order, covered)
         faults += swapped
         faults += _off(series, portraits, apart, order)
         faults += _jumps(series, portraits, apart, order)
-    claimed = {fault.step for fault in faults}
-    faults += _parts(series, [portraits[place] for place in kept], claimed)
-    return Outcome(tuple(faults), f"the way through {some(len(portraits), 'checkpoint')}", left_out)
+    claimed = {step for fault in faults for step in covered.get(fault, (fault.step,))}
+    faults += _parts(series, [portraits[place] for place in order], claimed)
+    return Outcome(tuple(faults), f"the way through {some(len(portraits), 'checkpoint')}", left_out, covered)
 
 
 def _comparable(series: Series) -> tuple[list[Portrait], str]:
@@ -81,7 +82,12 @@ def _comparable(series: Series) -> tuple[list[Portrait], str]:
     )
 
 
-def _strangers(series: Series, portraits: Sequence[Portrait], apart: Matrix) -> tuple[list[Fault], list[int]]:
+def _strangers(
+    series: Series,
+    portraits: Sequence[Portrait],
+    apart: Matrix,
+    covered: dict[Fault, tuple[int, ...]],
+) -> tuple[list[Fault], list[int]]:
     # Two ways in one folder: the smaller one is of another run. The places of the other one are kept.
     every = list(range(len(portraits)))
     labels = two_ways(apart)
@@ -105,11 +111,17 @@ def _strangers(series: Series, portraits: Sequence[Portrait], apart: Matrix) -> 
         return [_fault(series, steps[0], evidence)], kept
     two = f"two runs: {evidence}"
     where = series.path_of(steps[0])
-    return [Fault("mixed-runs", "danger", steps[0], where, two, _MIXED_REMEDY)], kept
+    fault = Fault("mixed-runs", "danger", steps[0], where, two, _MIXED_REMEDY)
+    covered[fault] = tuple(steps)
+    return [fault], kept
 
 
 def _exchanged(
-    series: Series, portraits: Sequence[Portrait], apart: Matrix, order: list[int]
+    series: Series,
+    portraits: Sequence[Portrait],
+    apart: Matrix,
+    order: list[int],
+    covered: dict[Fault, tuple[int, ...]],
 ) -> tuple[list[Fault], list[int]]:
     import numpy as np
 
@@ -122,7 +134,9 @@ def _exchanged(
             f"steps {min(first, second)} and {max(first, second)} lie better on the way of the run the other way "
             f"round: that shortens the legs to {one.share:.0%}"
         )
-        faults.append(_fault(series, min(first, second), evidence))
+        fault = _fault(series, min(first, second), evidence)
+        covered[fault] = (first, second)
+        faults.append(fault)
     return faults, order
 
 
@@ -130,14 +144,13 @@ def _off(series: Series, portraits: Sequence[Portrait], apart: Matrix, order: Se
     import numpy as np
 
     faults = []
-    for place, off in enumerate(detours(apart[np.ix_(order, order)]), start=1):
-        if off >= OFF:
-            before, step, after = (portraits[order[k]].step for k in (place - 1, place, place + 1))
-            evidence = (
-                f"the way from step {before} to {after} over it is {off:.1f} times as long as without it "
-                "(1 straight on, 1.4 at random)"
-            )
-            faults.append(_fault(series, step, evidence))
+    for place, off in off_places(apart[np.ix_(order, order)]).items():
+        before, step, after = (portraits[order[k]].step for k in (place - 1, place, place + 1))
+        evidence = (
+            f"the way from step {before} to {after} over it is {off:.1f} times as long as without it "
+            "(1 straight on, 1.4 at random)"
+        )
+        faults.append(_fault(series, step, evidence))
     return faults
 
 
@@ -176,9 +189,9 @@ def _parts(series: Series, portraits: Sequence[Portrait], claimed: set[int | Non
         points = vectors(portraits, [name])
         if points is None:
             continue
-        for place, detour in enumerate(detours(distances(points)), start=1):
+        for place in off_places(distances(points), _TENSOR_OFF):
             step = portraits[place].step
-            if detour >= _TENSOR_OFF and step not in claimed:
+            if step not in claimed:
                 off.setdefault(step, []).append(name)
     faults = []
     for step, names in off.items():

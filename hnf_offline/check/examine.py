@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.check.registry import Check, Outcome, checks
 from hnf_offline.check.series import Portrait, Replays, Series
 from hnf_offline.errors import UserError
-from hnf_offline.findings import SCHEMA, Fault, plain
+from hnf_offline.findings import SCHEMA, Fault, Findings, plain
 from hnf_offline.run import formats
 from hnf_offline.run.formats.safetensors_file import read_json
 from hnf_offline.run.records import Checkpoint, Run
+from hnf_offline.run.remote import check_room
 
 if TYPE_CHECKING:
     from hnf_offline.profile.settings import Progress
@@ -30,6 +31,9 @@ EXPLAINS: tuple[tuple[str, frozenset[str]], ...] = (
     ("step-count", frozenset({"discontinuity", "learning-rate", "replayed-loss"})),
     ("mixed-runs", frozenset({"other-shapes", "discontinuity", "replayed-loss", "learning-rate"})),
     ("nonfinite-weights", frozenset({"discontinuity", "replayed-loss"})),
+    ("other-shapes", frozenset({"discontinuity", "replayed-loss"})),
+    ("other-dtype", frozenset({"discontinuity", "replayed-loss"})),
+    ("tied-weights", frozenset({"discontinuity", "replayed-loss"})),
     ("discontinuity", frozenset({"replayed-loss"})),
     ("damaged", frozenset({"replayed-loss", "spacing"})),
 )
@@ -79,6 +83,15 @@ class Examination:
     def wrong(self) -> tuple[Fault, ...]:
         """The faults that make the exit code 1: dangers and warnings."""
         return tuple(one for one in self.faults if one.severity != "info")
+
+    def told(self, findings: Findings) -> Findings:
+        """Add what is wrong to a run's findings, and the names of the checks that looked.
+
+        Returns:
+            The findings.
+        """
+        names = [one.name for one in self.checks if one.looked_at]
+        return replace(findings, faults=self.faults, run={**findings.run, "checked": names})
 
     def to_json(self) -> dict[str, Any]:
         """Give it as one JSON value.
@@ -142,6 +155,7 @@ def check_run(
         )
     told: list[Checked] = []
     faults: list[Fault] = []
+    covered: dict[Fault, tuple[int, ...]] = {}
     for check in checks():
         if cheap and check.cost != "cheap":
             outcome = Outcome(skipped_because="only cheap checks were asked for")
@@ -151,27 +165,39 @@ def check_run(
             outcome = _look(check, series)
         told.append(Checked(check.name, check.cost, outcome.looked_at, outcome.skipped_because))
         faults += outcome.faults
-    return Examination(run.name, str(run.path), len(chosen), tuple(told), ordered(told_once(faults)))
+        covered |= outcome.covered
+    return Examination(run.name, str(run.path), len(chosen), tuple(told), ordered(told_once(faults, covered)))
 
 
-def told_once(faults: Iterable[Fault]) -> list[Fault]:
+def told_once(faults: Iterable[Fault], covered: Mapping[Fault, tuple[int, ...]]) -> list[Fault]:
     """Leave out what is only a consequence of another fault at the same checkpoint, and name it there.
+
+    Args:
+        faults: what all checks found.
+        covered: the steps that a fault is about, where it is about more than its own.
 
     Returns:
         The faults that are left.
     """
     left = list(faults)
+    about = [covered.get(one, () if one.step is None else (one.step,)) for one in left]
+    also: dict[int, list[str]] = {}
+    gone: set[int] = set()
     for kind, consequences in EXPLAINS:
         for place, cause in enumerate(left):
-            if cause.kind != kind or cause.step is None or cause.severity == "info":
+            if cause.kind != kind or cause.severity == "info" or place in gone:
                 continue
-            follow = [one for one in left if one.step == cause.step and one.kind in consequences]
-            if follow:
-                names = ", ".join(dict.fromkeys(one.kind for one in follow))
-                left[place] = replace(cause, evidence=f"{cause.evidence} (also off there: {names})")
-                left = [one for one in left if not any(one is gone for gone in follow)]
-                return told_once(left)
-    return left
+            for other, one in enumerate(left):
+                if one.kind in consequences and about[other] and set(about[other]) <= set(about[place]):
+                    gone.add(other)
+                    also.setdefault(place, []).append(one.kind)
+    return [
+        replace(one, evidence=f"{one.evidence} (also off there: {', '.join(dict.fromkeys(also[place]))})")
+        if place in also
+        else one
+        for place, one in enumerate(left)
+        if place not in gone
+    ]
 
 
 def ordered(faults: Iterable[Fault]) -> tuple[Fault, ...]:
@@ -213,6 +239,7 @@ def _read(series: Series, on_progress: Callable[[Progress], None] | None) -> Ser
     from hnf_offline.profile.settings import Progress
 
     checkpoints = series.run.checkpoints
+    check_room(series.run.path, checkpoints)
     portraits: list[Portrait] = []
     unreadable = {}
     for done, checkpoint in enumerate(checkpoints, start=1):

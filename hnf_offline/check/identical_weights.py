@@ -27,6 +27,7 @@ def look(series: Series) -> Outcome:
         return Outcome((), "", "fewer than two checkpoints could be read")
     still = constant(portraits)
     faults = []
+    covered = {}
     whole: set[int] = set()
     for group in find_duplicates(series):
         whole |= set(group.steps)
@@ -35,7 +36,9 @@ def look(series: Series) -> Outcome:
         if group.owner is not None:
             evidence += f"; they are of step {group.owner}: {group.because}"
         step = group.wrong[0]
-        faults.append(Fault(CHECK.name, "danger", step, series.path_of(step), evidence, CHECK.remedy))
+        fault = Fault(CHECK.name, "danger", step, series.path_of(step), evidence, CHECK.remedy)
+        covered[fault] = group.wrong
+        faults.append(fault)
     by_step = {portrait.step: portrait for portrait in portraits}
     for (earlier, later), names in shares(portraits, still).items():
         if {earlier, later} <= whole:
@@ -50,7 +53,7 @@ def look(series: Series) -> Outcome:
             f"bit those of step {earlier}; the others are not"
         )
         faults.append(Fault(CHECK.name, "warning", later, series.path_of(later), evidence, _PART_REMEDY))
-    return Outcome(tuple(faults), f"every tensor of {some(len(portraits), 'checkpoint')}")
+    return Outcome(tuple(faults), f"every tensor of {some(len(portraits), 'checkpoint')}", covered=covered)
 
 
 _PART_REMEDY = "a shard or a part of the file is of another step: copy this checkpoint again"

@@ -60,9 +60,10 @@ def look(series: Series) -> Outcome:
     if len(checkpoints) < 2:
         return Outcome((), "", "fewer than two checkpoints")
     faults, looked, skipped = [], [], []
+    covered: dict[Fault, tuple[int, ...]] = {}
     settings = {step: _flat(one) for step, one in series.settings.items()}
     if len(settings) > 1:
-        faults += _other_settings(series, settings)
+        faults += _other_settings(series, settings, covered)
         looked.append(f"settings of {some(len(settings), 'checkpoint')}")
     else:
         skipped.append("no settings are saved with single checkpoints")
@@ -77,7 +78,7 @@ def look(series: Series) -> Outcome:
         looked.append(f"histories of {compared}")
     if unread:
         skipped.append(f"the histories of {some(unread, 'checkpoint')} are too long to be read")
-    return Outcome(tuple(faults), ", ".join(looked), "; ".join(skipped))
+    return Outcome(tuple(faults), ", ".join(looked), "; ".join(skipped), covered)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -88,7 +89,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _other_settings(series: Series, settings: Mapping[int, Mapping[str, str]]) -> list[Fault]:
+def _other_settings(
+    series: Series, settings: Mapping[int, Mapping[str, str]], covered: dict[Fault, tuple[int, ...]]
+) -> list[Fault]:
     votes: dict[str, Counter[str | None]] = {}
     names = {name for one in settings.values() for name in one}
     for name in names:
@@ -109,7 +112,9 @@ def _other_settings(series: Series, settings: Mapping[int, Mapping[str, str]]) -
         sizes = any(n.rpartition(".")[2] in _SIZES for n, _ in other)
         severity = "danger" if sizes else "warning"
         where = series.path_of(steps[0])
-        faults.append(Fault(CHECK.name, severity, steps[0], where, evidence, CHECK.remedy))
+        fault = Fault(CHECK.name, severity, steps[0], where, evidence, CHECK.remedy)
+        covered[fault] = tuple(steps)
+        faults.append(fault)
     return faults
 
 

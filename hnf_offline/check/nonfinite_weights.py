@@ -24,8 +24,8 @@ def look(series: Series) -> Outcome:
         elif broken:
             stretches.append([portrait])
         broken_before = broken
-    faults = tuple(_fault(series, stretch) for stretch in stretches)
-    return Outcome(faults, f"{some(len(series.portraits), 'checkpoint')}")
+    about = {_fault(series, stretch): tuple(one.step for one in stretch) for stretch in stretches}
+    return Outcome(tuple(about), some(len(series.portraits), "checkpoint"), covered=about)
 
 
 def _fault(series: Series, stretch: list[Portrait]) -> Fault:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -44,11 +44,13 @@ class Outcome:
         faults: what is wrong.
         looked_at: what it looked at ("30 checkpoints"), "" where it could look at nothing.
         skipped_because: what it could not look at and why, "" where it looked at everything.
+        covered: the steps that a fault is about, where it is about more than its own.
     """
 
     faults: tuple[Fault, ...] = ()
     looked_at: str = ""
     skipped_because: str = ""
+    covered: Mapping[Fault, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ _OPERATIONS_ELSEWHERE = 1e15
 _TOKENS_TOGETHER = 4096
 #: Losses this close (relative to the larger of 1 and the loss) are the same.
 AGREES = 1e-3
+#: A shift is told where its losses are this much closer than those of any other.
+_CLEARLY = 0.25
 
 
 def replay(
@@ -131,17 +133,20 @@ def log_shift(losses: Mapping[tuple[int, int], float], logged: Mapping[int, floa
         logged: step -> loss, as the log counts.
 
     Returns:
-        0, 1 or -1 where at least two checkpoints agree with the log moved by that much, more than with any other
-        shift, and none speaks against it more than once in four; None where it cannot be told.
+        0, 1 or -1 where at least two checkpoints and three of four agree with the log moved by that much, and clearly
+        better than with any other shift; None where it cannot be told: the loss of full batches may hardly change
+        from step to step.
     """
-    fits, of = {}, {}
-    for shift in (0, 1, -1):
-        fits[shift], of[shift] = _fits(losses, logged, shift)
-    best = max(fits, key=lambda shift: (fits[shift], shift == 0))
-    rivals = [shift for shift in fits if shift != best and fits[shift] >= fits[best]]
-    if fits[best] < 2 or rivals or 4 * fits[best] < 3 * of[best]:
+    errors = {shift: _errors(losses, logged, shift) for shift in (0, 1, -1)}
+    known = {shift: sorted(one)[len(one) // 2] for shift, one in errors.items() if len(one) > 1}
+    if not known:
         return None
-    return best
+    best = min(known, key=lambda shift: (known[shift], shift != 0))
+    agreeing = sum(error <= AGREES for error in errors[best])
+    rivals = [known[shift] for shift in known if shift != best]
+    if agreeing < 2 or 4 * agreeing < 3 * len(errors[best]):
+        return None
+    return best if not rivals or known[best] <= _CLEARLY * min(rivals) else None
 
 
 def logged_losses(run: Run) -> dict[int, float]:
@@ -162,28 +167,28 @@ def agree(replayed: float, logged: float | None, within: float = AGREES) -> bool
     Returns:
         True where they are as close as `within`, relative to the larger of 1 and the loss; NaN agrees with NaN.
     """
-    if logged is None:
-        return False
-    if math.isnan(replayed) or math.isnan(logged):
-        return math.isnan(replayed) and math.isnan(logged)
-    return replayed == logged or abs(replayed - logged) <= within * max(1.0, abs(replayed))
+    return logged is not None and _error(replayed, logged) <= within
 
 
-def _fits(
-    losses: Mapping[tuple[int, int], float], logged: Mapping[int, float], shift: int
-) -> tuple[int, int]:
-    # How many checkpoints agree with the log moved by that much, of how many that could. The batch is that of the
-    # same row of the log, or that of the next update whatever the log says.
-    agreeing, possible = 0, 0
-    for step in {checkpoint for checkpoint, _ in losses}:
+def _errors(losses: Mapping[tuple[int, int], float], logged: Mapping[int, float], shift: int) -> list[float]:
+    # How far each checkpoint is from the log moved by that much. The batch is that of the same row of the log, or
+    # that of the next update whatever the log says.
+    errors = []
+    for step in sorted({checkpoint for checkpoint, _ in losses}):
         row = step + 1 - shift
-        if row not in logged:
-            continue
         replays = [losses[step, batch] for batch in {row, step + 1} if (step, batch) in losses]
-        if replays:
-            possible += 1
-            agreeing += any(agree(loss, logged[row]) for loss in replays)
-    return agreeing, possible
+        if row in logged and replays:
+            errors.append(min(_error(loss, logged[row]) for loss in replays))
+    return errors
+
+
+def _error(replayed: float, logged: float) -> float:
+    if math.isnan(replayed) and math.isnan(logged):
+        return 0.0
+    if replayed == logged:
+        return 0.0
+    error = abs(replayed - logged) / max(1.0, abs(replayed))
+    return math.inf if math.isnan(error) else error
 
 
 def _chosen(run: Run) -> list[Checkpoint]:

@@ -76,9 +76,7 @@ def _shifted(series: Series, shift: int) -> Fault:
     log = series.run.log
     where = series.relative(log.files[0]) if log is not None and len(log.files) == 1 else ""
     remedy = f"read step s of this log as update s {'+' if shift > 0 else '-'} 1"
-    return Fault(
-        CHECK.name, "info" if shift == 1 else "warning", None, where, f"replays show: {said}", remedy
-    )
+    return Fault(CHECK.name, "warning", None, where, f"replays show: {said}", remedy)
 
 
 def _all_off(

@@ -51,7 +51,8 @@ def look(series: Series) -> Outcome:
     if len(lost) > 1:
         evidence += f"; so they do in {len(lost) - 1} later checkpoints"
     fault = Fault(CHECK.name, "danger", first.step, series.path_of(first.step), evidence, CHECK.remedy)
-    return Outcome((fault,), f"{some(len(both), 'checkpoint')}")
+    about = {fault: tuple(portrait.step for portrait in lost)}
+    return Outcome((fault,), some(len(both), "checkpoint"), covered=about)
 
 
 def _pair(portrait: Portrait) -> tuple[str, str] | None:

@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 SHORTER = 0.95
 #: Two ways instead of one, together shorter than this share of the one: two runs.
 TWO_WAYS = 0.6
-#: A leg there and a leg back, over the way between the neighbours: 1 straight on, 1.4 at random.
+#: Two legs over the way between their ends: 1 straight on, 1.4 at random, 2 where weights only jitter about a point.
 OFF = 2.5
+#: Where half of the detours are longer, no order can be seen.
+_MOVING = 1.7
+#: A wrong order turns back (cosine of two legs), and much more than the way turns elsewhere (in robust deviations).
+_TURNS_BACK, _DEVIATIONS, _LEAST_DEVIATION = -0.3, 4.0, 0.1
+#: At the ends nothing turns back: there an exchange has to shorten this much, on a way that turns little.
+_MUCH_SHORTER, _STEADY = 0.6, 0.25
+#: A point that is off has longer legs than those around it.
+_LONG = 1.5
 _MOST_EXCHANGES = 8
 
 
@@ -61,7 +69,7 @@ def legs(apart: Matrix) -> Matrix:
 
 
 def exchanges(apart: Matrix) -> list[Exchange]:
-    """Exchange two points again and again while that shortens the way.
+    """Exchange two points again and again while that shortens the way; keep what leads to a way that moves on.
 
     Args:
         apart: distances of the points in the order that is in question.
@@ -79,7 +87,23 @@ def exchanges(apart: Matrix) -> list[Exchange]:
             break
         made.append(best)
         order[[best.first, best.second]] = order[[best.second, best.first]]
-    return made
+    if not made:
+        return []
+    mended = turns(apart[np.ix_(order, order)])
+    usual = float(np.median(mended))
+    spread = max(_LEAST_DEVIATION, 1.4826 * float(np.median(np.abs(mended - usual))))
+    if usual <= _TURNS_BACK:
+        return []
+    now = turns(apart)
+    told = []
+    for one in made:
+        around = {k + near for k in (one.first, one.second) for near in (-1, 0, 1)}
+        back = min(now[k - 1] for k in around if 0 < k < len(apart) - 1) <= min(
+            _TURNS_BACK, usual - _DEVIATIONS * spread
+        )
+        if back or (one.share <= _MUCH_SHORTER and spread <= _STEADY):
+            told.append(one)
+    return told
 
 
 def _best_exchange(apart: Matrix) -> Exchange | None:
@@ -149,6 +173,44 @@ def two_ways(apart: Matrix) -> list[int] | None:
     labels[0] = label
     changes = sum(labels[k] != labels[k + 1] for k in range(n - 1))
     return labels if changes >= 2 else None
+
+
+def off_places(apart: Matrix, least: float = OFF) -> dict[int, float]:
+    """Find the points that the way goes to and comes back from.
+
+    Args:
+        apart: distances of the points in order.
+        least: the detour from which on a point is off.
+
+    Returns:
+        Place -> detour of the points whose two legs are longer than those around them besides.
+    """
+    import numpy as np
+
+    leg = legs(apart)
+    found: dict[int, float] = {}
+    if len(leg) > 3 and float(np.median(detours(apart))) > _MOVING:
+        return found
+    for place, detour in enumerate(detours(apart), start=1):
+        around = np.concatenate([leg[max(0, place - 5) : place - 1], leg[place + 1 : place + 5]])
+        usual = float(np.median(around)) if len(around) else 0.0
+        if detour >= least and min(leg[place - 1], leg[place]) >= _LONG * usual:
+            found[place] = float(detour)
+    return found
+
+
+def turns(apart: Matrix) -> Matrix:
+    """Measure how much the way turns at each point: the cosine of the legs before and after it.
+
+    Returns:
+        [n - 2]: 1 straight on, 0 at random, -0.5 where weights only jitter about a point, -1 straight back.
+    """
+    import numpy as np
+
+    between = np.asarray(np.diagonal(apart, 2))
+    leg = legs(apart)
+    product = np.maximum(2 * leg[:-1] * leg[1:], 1e-300)
+    return np.asarray((between**2 - leg[:-1] ** 2 - leg[1:] ** 2) / product)
 
 
 def detours(apart: Matrix) -> Matrix:

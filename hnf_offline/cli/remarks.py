@@ -11,7 +11,11 @@ from hnf_offline.pipeline import relative
 from hnf_offline.progress import note
 
 if TYPE_CHECKING:
+    from hnf_offline.check.examine import Examination
     from hnf_offline.run.records import Run
+
+#: Faults that are told before the work; the report lists them all.
+MOST_TOLD = 3
 
 
 def no_checkpoints(run: Run) -> UserError:
@@ -40,6 +44,26 @@ def remarks(run: Run, remark: str, quiet: bool) -> None:
         )
     if len(run.skipped) > 5:
         note(f"skipped {len(run.skipped) - 5} more; the report lists them all")
+
+
+def check_first(run: Run, quiet: bool) -> Examination:
+    """Run the cheap checks before anything slow, and tell on stderr what is wrong, unless asked to be quiet.
+
+    Returns:
+        What was looked at, and all that was found.
+    """
+    from hnf_offline.check import check_run
+    from hnf_offline.report import fault_line, faults_counted
+
+    checked = check_run(run, cheap=True)
+    wrong = checked.wrong
+    if wrong and not quiet:
+        note(f"this series of checkpoints is not sound: {faults_counted(wrong)}; hnf check says more")
+        for fault in wrong[:MOST_TOLD]:
+            note(spelled(fault_line(fault)))
+        if len(wrong) > MOST_TOLD:
+            note(f"{len(wrong) - MOST_TOLD} more; the report lists them all")
+    return checked
 
 
 def typed_command() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hnf_offline.cli.app import verb
-from hnf_offline.cli.remarks import remarks, typed_command
+from hnf_offline.cli.remarks import check_first, remarks, typed_command
 from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
     Column,
@@ -81,6 +83,7 @@ def report(
     if plan:
         return print_plans((run,), settings, (folder,), model, as_json, zoom=zoom is ZoomName.auto)
     remarks(run, remark, quiet)
+    checked = check_first(run, quiet)
     from hnf_offline.report import write_report, write_retraining
 
     with Reporter("profile", tier, quiet=quiet) as tell:
@@ -88,6 +91,7 @@ def report(
             run, settings, folder, rule=rule, command=typed_command(), model=model,
             zoom=zoom is ZoomName.auto, prove=prove, on_progress=tell,
         )  # fmt: skip
+    done = replace(done, findings=checked.told(done.findings))
     for evidence, proof in done.evidence():
         write_retraining(proof, done.log, (folder / evidence).parent, command=typed_command())
     page = write_report(done.findings, done.log, done.profile, folder, command=typed_command())

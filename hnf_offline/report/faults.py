@@ -126,17 +126,22 @@ def check_summary(
     return text if unicode else ascii_only(text)
 
 
-def nav_mark(faults: Sequence[Fault]) -> str:
+def nav_mark(faults: Sequence[Fault], checked: object) -> str:
     """Mark the page's section on the series.
 
+    Args:
+        faults: what is wrong.
+        checked: names of the checks that looked at something.
+
     Returns:
-        "Series ✗ 2" with dangers, "Series ▲ 1" with warnings, else "Series ✓": sound in what was looked at.
+        "Series ✗ 2" with dangers, "Series ▲ 1" with warnings, "Series ✓" for sound in what was looked at; "Series"
+        where nothing was.
     """
     for severity in ("danger", "warning"):
         count = sum(one.severity == severity for one in faults)
         if count:
             return f"Series {MARKS[severity]} {count}"
-    return "Series ✓"
+    return "Series ✓" if checked else "Series"
 
 
 def _step(fault: Fault) -> str:
