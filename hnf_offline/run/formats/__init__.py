@@ -10,6 +10,7 @@ from hnf_offline.errors import InputError
 from hnf_offline.run.formats import (
     adapter,
     dcp,
+    dcp_safetensors,
     deepspeed,
     hf_trainer,
     lightning,
@@ -37,6 +38,7 @@ FORMATS: Mapping[str, CheckpointFormat] = {
     megatron.LAYOUT: megatron,
     # Before the Trainer's: accelerate writes this layout into checkpoint-<step>/.
     dcp.LAYOUT: dcp,
+    dcp_safetensors.LAYOUT: dcp_safetensors,
     deepspeed.LAYOUT: deepspeed,
     olmo.LAYOUT: olmo,
     # Before the Trainer's: a checkpoint-<step>/ may hold an adapter only.
