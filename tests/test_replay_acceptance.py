@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hnf_offline.cli import main
 from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.rerun.whatif import whatif
@@ -97,10 +99,7 @@ def test_without_its_bad_batch_the_second_spike_is_gone() -> None:
 @pytest.mark.real
 @needs_sharded
 def test_the_sharded_run_is_given_again_and_a_cap_removes_its_spike(tmp_path: Path) -> None:
-    manifest = tmp_path / "run.toml"
-    tokens = DATA / "text" / "shakespeare_char_bin" / "train.bin"
-    manifest.write_text(f'[batches]\nfile = "{tokens}"\nstarts = "batch_starts.npy"\nlength = 64\n')
-    run = open_run(SHARDED, manifest)
+    run = open_run(SHARDED, tokens_named(tmp_path))
     steps = [checkpoint.step for checkpoint in run.checkpoints]
     for begin, end in pairwise(steps):
         proof = zoom(run, start=begin, stop=end, settings=SETTINGS, out=tmp_path / "out", every=0).retraining
@@ -112,6 +111,50 @@ def test_the_sharded_run_is_given_again_and_a_cap_removes_its_spike(tmp_path: Pa
     assert [(spike.onset, spike.peak) for spike in as_was.spikes] == [(77, 78)]
     assert max(filter(None, as_was.loss)) == pytest.approx(3.99, abs=0.01)
     assert capped.spikes == ()
+
+
+def tokens_named(folder: Path) -> Path:
+    """A run.toml for the sharded run: its tokens lie outside of it."""
+    tokens = DATA.resolve() / "text" / "shakespeare_char_bin" / "train.bin"
+    manifest = folder / "run.toml"
+    manifest.write_text(f'[batches]\nfile = "{tokens}"\nstarts = "batch_starts.npy"\nlength = 64\n')
+    return manifest
+
+
+@pytest.mark.real
+@needs_sharded
+def test_the_report_of_the_sharded_run_replays_its_losses_and_blames_the_learning_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "report",
+        str(SHARDED),
+        "--manifest",
+        str(tokens_named(tmp_path)),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*command, "--tier", "stability", "--zoom", "off", "--device", "cpu"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "One loss spike, at step 77 (2.97 to 3.99): the learning rate rose 20-fold at step 75" in told
+    found = json.loads((tmp_path / "out" / "findings.json").read_text(encoding="utf-8"))
+    assert found["run"]["checkpoint_steps"] == [20, 40, 60, 80, 100, 120] and found["run"]["skipped"] == []
+    assert [(spike["onset"], spike["peak"]) for spike in found["spikes"]] == [(77, 78)]
+    assert found["stories"][0]["cause"] == "learning-rate"
+    checks = {check["checkpoint"]: check for check in found["replay_checks"]}
+    assert set(checks) == {20, 40, 60, 80, 100}
+    for check in checks.values():
+        assert check["agrees"] and check["shift"] == 0
+        assert check["replayed"] == pytest.approx(check["logged"], abs=1e-3)
+
+
+@pytest.mark.real
+@needs_sharded
+def test_the_sharded_run_opens_with_no_options() -> None:
+    run = open_run(SHARDED)
+    assert [point.step for point in run.checkpoints] == [20, 40, 60, 80, 100, 120]
+    assert all(point.optimizer_files for point in run.checkpoints) and run.skipped == ()
+    assert run.model is not None and run.log is not None and run.log.rows.height == 120
 
 
 def thinned(run: Path, folder: Path, every: int) -> Run:
