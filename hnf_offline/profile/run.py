@@ -53,6 +53,7 @@ LOSS_AGREES = 1e-3
 class _Loaded:
     weights: dict[str, Tensor]
     optimizer: RawOptimizer | None
+    damage: UserError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +206,14 @@ def _read_ahead(
 
 def _load(checkpoint: Checkpoint) -> _Loaded | UserError:
     try:
-        return _Loaded(load_weights(checkpoint), load_optimizer(checkpoint))
+        weights = load_weights(checkpoint)
     except UserError as error:
         return error
+    try:
+        return _Loaded(weights, load_optimizer(checkpoint))
+    except UserError as error:
+        # A state that was cut off while it was written does not spoil the weights.
+        return _Loaded(weights, None, error)
 
 
 def _measure(
@@ -218,6 +224,9 @@ def _measure(
     loaded: _Loaded,
     skipped: list[tuple[Path, str, str]],
 ) -> list[Row]:
+    if loaded.damage is not None:
+        where, reason = loaded.damage.path or checkpoint.path, loaded.damage.reason
+        skipped.append((where, f"its optimizer state {reason}", "S is left out at this checkpoint"))
     if session is None:
         return weights_only_rows(checkpoint.step, loaded.weights)
     load_weights_into(session.module, loaded.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from hnf_offline.run.records import Checkpoint, Skipped
 from hnf_offline.run.remote import available
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
     from hnf_offline.run.optimizer import RawOptimizer
 
@@ -102,7 +103,8 @@ def find(path: Path, glob: str | None = None) -> tuple[list[Checkpoint], list[Sk
         else:
             own.extend(checkpoint)
             used.update(file for one in checkpoint for file in one.files)
-    skipped += [folder for folder in unknown if not any(one.is_relative_to(folder.path) for one in claimed)]
+    holding = claimed.union(*(one.parents for one in claimed))
+    skipped += [folder for folder in unknown if folder.path not in holding]
     skipped += outward.values()
     return _one_a_step([*found, *own], path, skipped), skipped
 
@@ -112,9 +114,20 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Returns:
         Parameter name -> tensor.
+
+    Raises:
+        InputError: when a tensor has a type that torch stores and cannot compute with.
     """
     with available(checkpoint.path, checkpoint.weight_files):
-        return FORMATS[checkpoint.layout].load_weights(checkpoint)
+        weights = FORMATS[checkpoint.layout].load_weights(checkpoint)
+    for name, tensor in weights.items():
+        if not _is_computable(tensor.dtype):
+            raise InputError(
+                f"its tensor {name[:100]!r} has the type {tensor.dtype}, with which torch does not compute",
+                path=checkpoint.weight_files[0],
+                remedy="save the weights unpacked, such as in bfloat16",
+            )
+    return weights
 
 
 def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
@@ -134,6 +147,17 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
         Sections "model", "optimizer", "training"; those that are not there are left out.
     """
     return FORMATS[checkpoint.layout].configuration(checkpoint)
+
+
+@cache
+def _is_computable(kind: dtype) -> bool:
+    import torch
+
+    try:
+        wide = torch.complex128 if kind.is_complex else torch.float64
+        return bool(torch.zeros(1, dtype=kind).to(wide).isfinite().all())
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def _matching(root: Path, glob: str) -> list[Path]:
@@ -212,10 +236,12 @@ def _unknown(entry: Path) -> list[Skipped]:
 
 def _one_a_step(found: list[Checkpoint], root: Path, skipped: list[Skipped]) -> list[Checkpoint]:
     kept: dict[int, Checkpoint] = {}
+    # These layouts say it inside, where it may well be 0.
+    inside = {nanogpt.LAYOUT, lightning.LAYOUT}
     # Final models that trainers save beside the checkpoints say no step, so they have no place in the order.
     stepped = {c.path for c in found if c.step > 0 or step_in_path(c.path, root) is not None}
     for checkpoint in found:
-        if stepped and checkpoint.path not in stepped and checkpoint.layout != nanogpt.LAYOUT:
+        if stepped and checkpoint.path not in stepped and checkpoint.layout not in inside:
             skipped.append(
                 Skipped(checkpoint.path, "its weights say no step and there are checkpoints that do")
             )

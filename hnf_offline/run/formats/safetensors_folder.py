@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hnf_offline.errors import InputError
 from hnf_offline.run.formats import hf_trainer, safetensors_file
 from hnf_offline.run.formats.names import step_in_name, step_in_path
+from hnf_offline.run.formats.saved_optimizer import raw_optimizer
 from hnf_offline.run.paths import leads_out
 from hnf_offline.run.records import Checkpoint
 
@@ -84,8 +85,6 @@ def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
     Raises:
         InputError: when a tensor is of no known kind.
     """
-    from hnf_offline.run.optimizer import RawOptimizer
-
     if not checkpoint.optimizer_files:
         return None
     file = checkpoint.optimizer_files[0]
@@ -105,9 +104,8 @@ def load_optimizer(checkpoint: Checkpoint) -> RawOptimizer | None:
         state.setdefault(name, {})["step"] = step
     groups = settings.get("param_groups") or [{"params": list(state)}]
     kind = settings.get("kind")
-    return RawOptimizer(
-        None if kind is None else str(kind), tuple(dict(group) for group in groups), state, names=True
-    )
+    content = {"state": state, "param_groups": [{"params": [], **group} for group in groups]}
+    return raw_optimizer(content, file, None if kind is None else str(kind))
 
 
 def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:

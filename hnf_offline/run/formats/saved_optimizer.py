@@ -17,7 +17,7 @@ _NUMBERS = ("lr", "eps", "weight_decay", "momentum", "dampening")
 _REMEDY = "save optimizer.state_dict() as torch gives it, or remove it"
 
 
-def raw_optimizer(content: Any, path: Path) -> RawOptimizer:
+def raw_optimizer(content: Any, path: Path, kind: str | None = None) -> RawOptimizer:
     """Read an optimizer's state_dict.
 
     Parameter names that torch >= 2.6 and OLMo keep in `param_names` turn numbered states into named ones. What
@@ -26,6 +26,7 @@ def raw_optimizer(content: Any, path: Path) -> RawOptimizer:
     Args:
         content: `{"state": ..., "param_groups": ...}`.
         path: the file, for error messages.
+        kind: the optimizer's class name, where the file says it.
 
     Returns:
         The state as saved.
@@ -50,11 +51,10 @@ def raw_optimizer(content: Any, path: Path) -> RawOptimizer:
         name_of = dict(zip(positions, names, strict=True))
         state = {name_of.get(key, key): one for key, one in state.items()}
         groups = tuple({**group, "params": list(group["param_names"])} for group in groups)
-        return RawOptimizer(None, groups, state, names=True)
-    named = bool(positions) and all(isinstance(position, str) for position in positions)
-    if not named and kinds - {int}:
+        return RawOptimizer(kind, groups, state, names=True)
+    if len(kinds) > 1:
         raise InputError("names some parameters and numbers others", path=path, remedy=_REMEDY)
-    return RawOptimizer(None, groups, state, names=named)
+    return RawOptimizer(kind, groups, state, names=kinds == {str})
 
 
 def raw_optimizers(contents: Any, path: Path) -> RawOptimizer:

@@ -34,7 +34,7 @@ def check(path: Path) -> None:
             start = file.read(2)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path) from error
-    if not start.startswith(_LEGACY_START) or (start == b"PK" and not zipfile.is_zipfile(path)):
+    if not start.startswith(_LEGACY_START) or (start == b"PK" and not _is_zip(path)):
         raise InputError(
             "is empty, truncated, or not a torch file",
             path=path,
@@ -61,7 +61,7 @@ def load(path: Path, *, memory_map: bool = True) -> Any:
     check(path)
     # Before torch believes it: what the file says of itself fits into it.
     read_outline(path)
-    mapped = memory_map and zipfile.is_zipfile(path)
+    mapped = memory_map and _is_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,6 +143,13 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             )
     if total > _MOST_SHARED * path.stat().st_size:
         raise InputError("its tensors are many times larger than the file", path=path, remedy=_REMEDY)
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one whose end claims to be spread over several disks
+        return False
 
 
 def _culprit(message: str) -> str:
