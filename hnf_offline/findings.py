@@ -171,6 +171,57 @@ class Pathology:
 
 
 @dataclass(frozen=True, slots=True)
+class LogEvent:
+    """Something a log shows beside its spikes.
+
+    Attributes:
+        kind: "nonfinite-loss", "nonfinite-gradient", "gradient-outliers", "slow-divergence", "open-spike", "plateau",
+            "loss-scale-collapse", "skipped-steps", "throughput-drop", "duplicated-log", "restart" or "gap".
+        severity: "danger", "warning", or "info" (worth knowing, nothing wrong).
+        first: its first step.
+        last: its last step; `first` where it is a point.
+        evidence: the numbers that show it, one sentence.
+    """
+
+    kind: str
+    severity: str
+    first: int
+    last: int
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogFindings:
+    """All that was found in one training log, without checkpoints.
+
+    Attributes:
+        log: files, formats, columns, rows, steps, segments, restarts, duplicates, skipped_lines, shift, notes.
+        rule: name of the spike rule.
+        spikes: the loss spikes.
+        events: what else the log shows.
+        highest: the highest rise that is no spike: {"step", "loss", "before", "z"}; None where nothing rises.
+        skipped: files that were passed over: {"path", "reason", "remedy"}.
+    """
+
+    log: Mapping[str, Any]
+    rule: str
+    spikes: tuple[Spike, ...] = ()
+    events: tuple[LogEvent, ...] = ()
+    highest: Mapping[str, Any] | None = None
+    skipped: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the findings as one JSON value, as `Findings.to_json` does.
+
+        Returns:
+            Plain dicts, lists, strings and numbers.
+        """
+        result = plain({"schema": SCHEMA, **asdict(self)})
+        assert isinstance(result, dict)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something wrong with a run as a series of files: what `hnf check` finds.
 

@@ -69,6 +69,10 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="DIR", help="Folder for the results [default: below reports/]."),
 ]
+PictureFolder = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Write spikes.png and spikes.json into this folder."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files (kept).")]
 Tier = Annotated[TierName, typer.Option("--tier", envvar="HNF_TIER", help="How much to measure.")]
 Steps = Annotated[

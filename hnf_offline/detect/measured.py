@@ -104,7 +104,6 @@ def logged(log: pl.DataFrame, column: str) -> tuple[NDArray[np.int64], Floats]:
     """
     if log.is_empty() or column not in log.columns:
         return np.empty(0, dtype=np.int64), np.empty(0)
-    rows = (
-        log.select(pl.col("step").cast(pl.Int64), pl.col(column).cast(pl.Float64)).drop_nulls().sort("step")
-    )
+    rows = log.select(pl.col("step").cast(pl.Int64), pl.col(column).cast(pl.Float64)).drop_nulls()
+    rows = rows if rows["step"].is_sorted() else rows.sort("step")
     return rows["step"].to_numpy(), rows[column].to_numpy()

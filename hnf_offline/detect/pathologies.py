@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from hnf_offline.detect.measured import Measured, logged, measured, one
+from hnf_offline.detect.log_events import Written, log_pathologies
+from hnf_offline.detect.measured import Measured, measured, one
 from hnf_offline.findings import Pathology, Spike
 
 ENTROPY = 0.05  # nats: one key gets everything
@@ -18,17 +19,18 @@ LOGIT = 1e3  # Wortsman et al. 2023, arXiv:2309.14322: the loss degrades from he
 LAG, LAG_CHECKPOINTS = 2.3, 3
 DECADES = 3.0  # gradient norms of the first and the last block this far apart
 BLOCKS = 4
-PLATEAU_ROWS, PLATEAU_SHARE = 200, 0.5
-PLATEAU_PROGRESS, PLATEAU_LEVEL = 0.01, 0.7
 
 
-def pathologies(profile: pl.DataFrame, log: pl.DataFrame, spikes: Sequence[Spike]) -> tuple[Pathology, ...]:
+def pathologies(
+    profile: pl.DataFrame, log: pl.DataFrame, spikes: Sequence[Spike], written: Written | None = None
+) -> tuple[Pathology, ...]:
     """Find what is wrong beside the spikes, in hindsight.
 
     Args:
         profile: the long table.
         log: `step`, `loss` and, where logged, `learning_rate`.
         spikes: the spikes of the log.
+        written: how the log was written, None where nothing is known.
 
     Returns:
         The pathologies in order of their step.
@@ -40,7 +42,7 @@ def pathologies(profile: pl.DataFrame, log: pl.DataFrame, spikes: Sequence[Spike
         *_logit_growth(profile),
         *_lag(profile),
         *_gradient_over_depth(profile),
-        *_plateau(log),
+        *log_pathologies(log, spikes, written),
     )
     return tuple(sorted(found, key=lambda one_of: (one_of.step, one_of.kind, one_of.layer)))
 
@@ -156,51 +158,6 @@ def _gradient_over_depth(profile: pl.DataFrame) -> Iterator[Pathology]:
     kind = "gradient-vanishing" if typical > 0 else "gradient-exploding"
     evidence = f"from the first to the last block the gradient norm changes by 1e{typical:+.1f} (median over "
     yield Pathology(kind, "", first, f"{evidence}{len(decades)} checkpoints).")
-
-
-def _plateau(log: pl.DataFrame) -> Iterator[Pathology]:
-    """A loss that stays near where it began: no progress although the learning rate is above zero.
-
-    Over at least 200 logged rows and half of the log the trailing median improves by less than 1 %, at a
-    level above 0.7 of the first losses.
-
-    Yields:
-        Kind "plateau".
-    """
-    steps, loss = logged(log, "loss")
-    keep = np.isfinite(loss)
-    steps, loss = steps[keep], loss[keep]
-    length = max(PLATEAU_ROWS, int(PLATEAU_SHARE * loss.size))
-    if loss.size < length + 20:
-        return
-    level = pl.Series(loss).rolling_median(20, min_samples=20).to_numpy()
-    start, stop = loss.size - length, loss.size - 1
-    for begin in range(19, start + 1, 20):
-        end = min(begin + length, stop)
-        stuck = level[begin] - np.nanmin(level[begin : end + 1]) < PLATEAU_PROGRESS * abs(level[begin])
-        if (
-            stuck
-            and level[begin] > PLATEAU_LEVEL * np.median(loss[:10])
-            and loss[0] > 0
-            and _learning(log, steps[begin])
-        ):
-            evidence = f"median loss is {level[begin]:.4g} at step {steps[begin]} and "
-            evidence += f"{level[end]:.4g} at {steps[end]}; "
-            yield Pathology(
-                "plateau", "", int(steps[begin]), f"{evidence}it began at {np.median(loss[:10]):.4g}."
-            )
-            return
-
-
-def _learning(log: pl.DataFrame, step: int) -> bool:
-    """Whether the learning rate was above zero after a step, as far as logged.
-
-    Returns:
-        True also where no learning rate was logged.
-    """
-    steps, rates = logged(log, "learning_rate")
-    rates = rates[(steps >= step) & np.isfinite(rates)]
-    return rates.size == 0 or bool(np.median(rates) > 0)
 
 
 def _series(profile: pl.DataFrame, quantity: str) -> Iterator[Measured]:

@@ -16,8 +16,11 @@ from hnf_offline.detect.trailing import (
     SIGMA_PER_MAD,
     Flags,
     Floats,
+    Rows,
     exponential_moments,
     median_and_sigma,
+    medians_at,
+    rows_above_median,
     trailing_deviation,
     trailing_mean,
     trailing_median,
@@ -28,11 +31,13 @@ WINDOW = 60  # rows of the trailing median and MAD
 HISTORY = 10  # rows before a median means anything
 RISE = 0.1  # smallest rise of log loss: ripples at the edge of stability stay below it
 SIGMAS = 6.0
+SHORT_WINDOW = 10.0  # with n rows before, so many times 1/n - 1/60 more: 11 sigmas at ten rows, 8 at twenty
 FLOOR = 0.01  # smallest sigma of log loss, so that a constant loss has a finite z
 MINIMUM_WINDOW, MINIMUM_RATIO, MINIMUM_NATS, MINIMUM_SIGMAS = 30, 1.5, 0.3, 4.5
 JUMP_RISE, JUMP_INCREMENTS, JUMP_ROWS = 0.15, 6.0, 5
 EARLY_RATIO = 2.0  # with a short history: this multiple of the highest loss so far
 SECOND_RATIO = 3.0  # with one earlier row: this multiple of it
+EARLY_RANGES = 120.0  # or less, where the rise is this / n times the range of log loss of the n rows so far
 SMALLEST = 1e-12
 SIGNED_MEMORY = 1000
 
@@ -63,7 +68,8 @@ def robust(loss: Floats) -> Flagged:
 
     High if z >= 6 and the log rises by more than 0.1; or if the loss is 1.5 times and 0.3 nat above its
     30-row minimum and z > 4.5; or if it jumps from its 5-row minimum by 0.3 nat, 0.15 of log and six typical
-    increments. With fewer than ten rows, if it is twice (with one row, three times) the highest loss so far.
+    increments. With fewer than ten rows, if it is twice (with one row, three times) the highest loss so far; from
+    two rows on also if it is 0.3 nat and 0.15 of log above it and 120 / n times the range of the n rows so far.
 
     Returns:
         The flags, merged over 20 rows.
@@ -102,28 +108,36 @@ def _robust_scores(loss: Floats, level: Floats, unit: Floats) -> Flagged:
         The flags on that scale.
     """
     logarithmic = level is not loss
-    rise = level - trailing_median(level, WINDOW, HISTORY)
+    risen = np.zeros(loss.size, dtype=np.bool_)
+    risen[rows_above_median(level, WINDOW, HISTORY, RISE * unit)[0]] = True
     minimum = trailing_minimum(loss, MINIMUM_WINDOW, HISTORY)
     above_minimum = (loss > MINIMUM_RATIO * minimum) & (loss - minimum > MINIMUM_NATS) & logarithmic
     increments = np.abs(np.diff(level, prepend=level[:1]))
-    increment = SIGMA_PER_MAD * trailing_median(increments, WINDOW, HISTORY)
     recent_loss = trailing_minimum(loss, JUMP_ROWS, 3)
     recent = trailing_minimum(level, JUMP_ROWS, 3)
-    jump = (loss - recent_loss > MINIMUM_NATS) & logarithmic
-    jump &= level - recent > np.maximum(JUMP_RISE, JUMP_INCREMENTS * increment)
+    jump = (loss - recent_loss > MINIMUM_NATS) & (level - recent > JUMP_RISE) & logarithmic
+    increment = np.full(loss.size, np.nan)
+    rows = np.flatnonzero(jump)
+    increment[rows] = SIGMA_PER_MAD * medians_at(increments, rows, WINDOW, HISTORY)
+    # A deviation of few rows is unsure: more of them are asked for until the window is full.
+    seen = np.clip(np.arange(loss.size), 1, WINDOW)
+    unsure = 1 + SHORT_WINDOW * (1 / seen - 1 / WINDOW)
+    jump[rows] = level[rows] - recent[rows] > JUMP_INCREMENTS * (unsure * increment)[rows]
     highest = np.maximum.accumulate(np.maximum(loss, SMALLEST))
     early = np.zeros(loss.size, dtype=np.bool_)
     short = np.arange(1, min(HISTORY, loss.size))
     ratio = np.where(short == 1, SECOND_RATIO, EARLY_RATIO)
-    early[short] = (loss[short] > ratio * highest[short - 1]) & logarithmic
+    early[short] = (
+        (loss[short] > ratio * highest[short - 1]) | _beyond_range(loss, level, short)
+    ) & logarithmic
 
     z = np.full(loss.size, np.nan)
     centre = np.full(loss.size, np.nan)
     sigma = np.full(loss.size, np.nan)
-    rows = np.flatnonzero((rise > RISE * unit) | above_minimum | jump | early)
+    rows = np.flatnonzero(risen | above_minimum | jump | early)
     centre[rows], sigma[rows] = median_and_sigma(level, rows, WINDOW)
     z[rows] = (level[rows] - centre[rows]) / np.maximum(sigma[rows], FLOOR * unit[rows])
-    fresh = ((z >= SIGMAS) & (rise > RISE * unit)) | (above_minimum & (z > MINIMUM_SIGMAS)) | jump | early
+    fresh = ((z >= SIGMAS * unsure) & risen) | (above_minimum & (z > MINIMUM_SIGMAS * unsure)) | jump | early
 
     high = fresh.copy()
     near = _rows_after(fresh, WINDOW) & (level - trailing_minimum(level, WINDOW, HISTORY) > RISE * unit)
@@ -146,6 +160,21 @@ def _robust_scores(loss: Floats, level: Floats, unit: Floats) -> Flagged:
     if logarithmic:
         return Flagged(high, fresh, z, np.exp(centre), np.exp(band), 20)
     return Flagged(high, fresh, z, centre, band, 20)
+
+
+def _beyond_range(loss: Floats, level: Floats, rows: Rows) -> Flags:
+    """Whether a row leaves the range of the few rows before it by a multiple of that range.
+
+    The jump rule for a short history: the fewer rows, the less their range says, so the multiple falls with them.
+
+    Returns:
+        One flag a requested row; False with a single row before, whose range says nothing.
+    """
+    highest, lowest = np.maximum.accumulate(level)[rows - 1], np.minimum.accumulate(level)[rows - 1]
+    bound = EARLY_RANGES / rows * np.maximum(highest - lowest, FLOOR / JUMP_INCREMENTS)
+    rise = level[rows] - highest
+    tall = (loss[rows] - np.maximum.accumulate(loss)[rows - 1] > MINIMUM_NATS) & (rise > JUMP_RISE)
+    return np.asarray(tall & (rise > bound) & (rows >= 2))
 
 
 def _rows_after(flags: Flags, rows: int) -> Flags:

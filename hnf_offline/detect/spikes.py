@@ -62,14 +62,7 @@ def find_spikes(
     """
     if rule not in RULES:
         raise UsageError(f"no spike rule is called {rule!r}", remedy=f"use one of {', '.join(RULES)}")
-    if log.is_empty() or "loss" not in log.columns:
-        return ()
-    loss_column = pl.col("loss").cast(pl.Float64)
-    if "grad_norm" in log.columns:  # some trainers write a loss that was NaN as 0.0
-        hidden = (loss_column == 0) & ~pl.col("grad_norm").cast(pl.Float64).is_finite()
-        loss_column = pl.when(hidden).then(float("nan")).otherwise(loss_column).alias("loss")
-    rows = log.select(pl.col("step").cast(pl.Int64), loss_column).drop_nulls()
-    steps, loss = rows["step"].to_numpy(), rows["loss"].to_numpy()
+    steps, loss = loss_of(log)
     if loss.size == 0:
         return ()
     finite = np.flatnonzero(np.isfinite(loss))
@@ -91,6 +84,22 @@ def find_spikes(
     )
 
 
+def loss_of(log: pl.DataFrame) -> tuple[Steps, Floats]:
+    """Select the loss of a log; a loss of exactly 0.0 beside a gradient norm that is not finite is NaN.
+
+    Returns:
+        Steps and losses of the rows that have one.
+    """
+    if log.is_empty() or "loss" not in log.columns:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    loss = pl.col("loss").cast(pl.Float64)
+    if "grad_norm" in log.columns:  # some trainers write a loss that was NaN as 0.0
+        hidden = (loss == 0) & ~pl.col("grad_norm").cast(pl.Float64).is_finite()
+        loss = pl.when(hidden).then(float("nan")).otherwise(loss).alias("loss")
+    rows = log.select(pl.col("step").cast(pl.Int64), loss).drop_nulls()
+    return rows["step"].to_numpy(), rows["loss"].to_numpy()
+
+
 def _episodes(loss: Floats, steps: Steps, flagged: Flagged) -> list[Episode]:
     """Join flagged rows of a finite loss into episodes.
 
@@ -106,7 +115,9 @@ def _episodes(loss: Floats, steps: Steps, flagged: Flagged) -> list[Episode]:
         current = episodes[-1] if episodes else None
         if current is not None:
             end = current.end
-            if end is not None and row >= end and _close(end, row, AGAIN_ROWS, steps):
+            # An aftershock is smaller than its shock: a larger one is a spike of its own.
+            larger = end is not None and flagged.fresh[row] and loss[row] > loss[current.start : end].max()
+            if end is not None and row >= end and _close(end, row, AGAIN_ROWS, steps) and not larger:
                 current.end = _first_back(loss, row, current.back)
                 last = row
                 continue
@@ -118,7 +129,7 @@ def _episodes(loss: Floats, steps: Steps, flagged: Flagged) -> list[Episode]:
                 last = row
                 continue
             if end is None or row < end:
-                current.end = None
+                current.end = _back_until(loss, current.start, row, current.back)
         episode = Episode(row, None, float(flagged.before[row]), float(flagged.back[row]))
         episode.end = _first_back(loss, row, episode.back)
         episodes.append(episode)
@@ -153,6 +164,17 @@ def _first_back(loss: Floats, row: int, level: float) -> int | None:
             return start + int(held.argmax())
         start, size = stop, 4 * size
     return None
+
+
+def _back_until(loss: Floats, row: int, following: int, level: float) -> int | None:
+    """First row after `row` from which the loss stays at or below a level until the next spike, for two rows at least.
+
+    Returns:
+        The row, None where the next spike came first.
+    """
+    above = np.flatnonzero(loss[row:following] > level)
+    back = row + int(above[-1]) + 1 if above.size else row + 1
+    return back if following - back >= BACK_ROWS - 1 else None
 
 
 def _with_nonfinite(found: list[Episode], loss: Floats) -> list[Episode]:
@@ -218,9 +240,10 @@ def _spike(
     inside = loss[episode.start : max(stop, episode.start + 1)]
     peak = episode.nonfinite if episode.nonfinite is not None else episode.start + int(np.argmax(inside))
     recovered = episode.end is not None
-    after = (
-        loss[stop : stop + LEVEL_ROWS] if recovered else loss[max(episode.start + 1, last_row - 5) : last_row]
-    )
+    if recovered:
+        after = loss[stop : min(stop + LEVEL_ROWS, last_row)]
+    else:
+        after = loss[max(episode.start + 1, last_row - 5) : last_row]
     after = after[np.isfinite(after)]
     offset = float(np.median(after)) - episode.before if after.size and np.isfinite(episode.before) else None
     onset = int(steps[episode.start])

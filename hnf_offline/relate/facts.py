@@ -53,14 +53,14 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
             for item in run.skipped
         ],
         "resume_steps": list(run.resume_steps),
-        "log": None if run.log is None else _log(run.log, run.path),
+        "log": None if run.log is None else log_facts(run.log, run.path),
         "duplicates": None if run.log is None else run.log.duplicates,
         "skipped_lines": None if run.log is None else run.log.skipped_lines,
         "restarts": None if run.log is None else list(run.log.restarts),
     }
 
 
-def _log(log: Log, run: Path) -> dict[str, Any]:
+def log_facts(log: Log, run: Path) -> dict[str, Any]:
     """Say what the log was read from and what was odd in it.
 
     Returns:

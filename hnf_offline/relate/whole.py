@@ -19,6 +19,7 @@ from hnf_offline.relate.advice import advice
 from hnf_offline.relate.evidence import annotated
 from hnf_offline.relate.facts import run_facts
 from hnf_offline.relate.healthy import last_healthy_checkpoint
+from hnf_offline.relate.log_alone import how_written
 from hnf_offline.relate.relations import aurocs, relations
 from hnf_offline.relate.series import Steps, Values, column, points
 from hnf_offline.relate.stories import stories
@@ -94,7 +95,8 @@ def find(
     if saved.height < profile.height:
         scored = annotated(all_alarms(saved, rows, spikes), spikes)
     regime = regimes(saved, spikes)
-    disorders = pathologies(saved, rows, spikes)
+    written = None if run.log is None else how_written(run.log)
+    disorders = pathologies(saved, rows, spikes, written)
     related = relations(saved, rows, spikes, scored, gap)
     told = stories(profile, rows, spikes, alarms, gap, regime)
     healthy = last_healthy_checkpoint(

@@ -36,8 +36,12 @@ def _number(value: Any) -> Any:
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
+def whole(out: Path, *, figures: bool = True) -> Iterator[Path]:
     """Offer a scratch folder inside `out`; on success its files replace those of `out`, index.html last.
+
+    Args:
+        out: the folder, made where it is not there.
+        figures: whether there are figures, in a folder of their own, to replace the earlier ones.
 
     Yields:
         The scratch folder.
@@ -53,7 +57,8 @@ def whole(out: Path) -> Iterator[Path]:
             f"cannot be written ({error.strerror})", path=out, remedy="choose another folder with --out"
         ) from error
     try:
-        (scratch / "figures").mkdir()
+        if figures:
+            (scratch / "figures").mkdir()
         yield scratch
         _move(scratch, out)
     except OSError as error:
@@ -65,14 +70,15 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def _move(scratch: Path, out: Path) -> None:
-    figures = out / "figures"
-    figures.mkdir(exist_ok=True)
-    drawn = {figure.name for figure in (scratch / "figures").iterdir()}
-    for figure in sorted((scratch / "figures").iterdir()):
-        figure.replace(figures / figure.name)
-    for old in figures.iterdir():
-        if old.name not in drawn and _OUR_FIGURES.fullmatch(old.name):
-            old.unlink()
+    if (scratch / "figures").is_dir():
+        figures = out / "figures"
+        figures.mkdir(exist_ok=True)
+        drawn = {figure.name for figure in (scratch / "figures").iterdir()}
+        for figure in sorted((scratch / "figures").iterdir()):
+            figure.replace(figures / figure.name)
+        for old in figures.iterdir():
+            if old.name not in drawn and _OUR_FIGURES.fullmatch(old.name):
+                old.unlink()
     files = [entry for entry in scratch.iterdir() if entry.is_file()]
     for entry in sorted(files, key=lambda entry: (entry.name == "index.html", entry.name)):
         entry.replace(out / entry.name)

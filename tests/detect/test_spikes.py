@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnf_offline.detect.spikes import SPIKE_RULES, find_spikes
+from hnf_offline.detect.trailing import below_median, rows_above_median, trailing_median
 from hnf_offline.errors import UsageError
 from hnf_offline.synthetic import loss_with_spikes
 
@@ -187,6 +188,65 @@ def test_nulls_are_not_rows():
     log, truth = loss_with_spikes(600, [300], seed=2)
     holes = log.with_columns(pl.when(pl.col("step") % 2 == 0).then(pl.col("loss")).alias("loss"))
     assert onsets(holes) == list(truth.onsets)
+
+
+@pytest.mark.parametrize("early", [[16.475, 16.446, 25.22], [12.4, 12.4, 12.3, 12.35, 16.5], [2.0, 2.1, 5.0]])
+def test_a_rise_far_beyond_the_few_rows_before_is_found(early):
+    loss = [*early, *np.linspace(early[-1], early[0], 20), *np.full(20, early[0])]
+    assert onsets(frame(range(1, len(loss) + 1), loss)) == [len(early)]
+
+
+@pytest.mark.parametrize(
+    "early", [[16.4, 12.0, 17.5], [12.4, 12.0, 12.9], [10.0, 9.0, 8.2, 9.9], [3.0, 4.4], [0.1, 0.101, 0.13]]
+)
+def test_a_rise_that_few_rows_cannot_judge_is_none(early):
+    assert onsets(frame(range(1, len(early) + 1), early)) == []
+
+
+def test_the_first_rows_of_noise_hardly_ever_spike():
+    draw = np.random.default_rng(0)
+    logs = [frame(range(30), 3 * np.exp(0.05 * draw.standard_normal(30))) for _ in range(500)]
+    assert sum(bool(onsets(log)) for log in logs) <= 3
+
+
+def test_a_larger_one_soon_after_is_no_aftershock():
+    loss = 3.3 * np.exp(0.03 * np.random.default_rng(1).standard_normal(200))
+    loss[100], loss[108] = 4.6, 5.2
+    assert onsets(frame(range(200), loss)) == [100, 108]
+    loss[108] = 4.4
+    assert onsets(frame(range(200), loss)) == [100]
+
+
+def test_a_spike_recovered_if_the_loss_was_back_when_the_next_one_came():
+    steps = range(0, 10_000, 50)
+    loss = 2.0 * np.exp(0.003 * np.random.default_rng(0).standard_normal(200))
+    loss[100:110] *= np.linspace(4, 1.2, 10)
+    loss[112] *= 6
+    first, second = find_spikes(frame(steps, loss))
+    assert (first.onset, first.end, second.onset) == (5000, 5500, 5600)
+    assert abs(first.offset) < 0.1  # the rows of the next spike do not count
+    loss[110] *= 1.2  # one row is not back
+    first, second = find_spikes(frame(steps, loss))
+    assert (first.end, first.recovered, second.onset) == (None, False, 5600)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.sampled_from([5, 59, 60, 61, 75, 300]),
+    window=st.sampled_from([5, 20, 60]),
+    rise=st.sampled_from([-0.5, 0.0, 0.3, 1.0]),
+)
+def test_medians_looked_at_only_where_needed_are_the_same_medians(seed, rows, window, rise):
+    draw = np.random.default_rng(seed)
+    values = np.round(draw.standard_normal(rows), 1) + (np.arange(rows) % 37 == 0) * 3
+    medians = trailing_median(values, window, 3)
+    expected = np.flatnonzero(values - medians > rise)
+    found, at_them = rows_above_median(values, window, 3, rise)
+    assert found.tolist() == expected.tolist()
+    assert np.allclose(at_them, medians[expected])
+    bound = below_median(values, window)
+    assert not np.any(bound[np.isfinite(medians)] > medians[np.isfinite(medians)])
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,50 @@
+"""From a log to all that can be said of it without checkpoints."""
+
+from __future__ import annotations
+
+from hnf_offline.detect.highest import highest_rise
+from hnf_offline.detect.log_events import Written, log_events
+from hnf_offline.detect.spikes import find_spikes
+from hnf_offline.errors import spelled
+from hnf_offline.findings import LogFindings
+from hnf_offline.relate.facts import log_facts
+from hnf_offline.run.records import Log, Run
+
+
+def log_findings(run: Run, log: Log, *, rule: str = "robust") -> LogFindings:
+    """Find everything that can be said of a training log.
+
+    Args:
+        run: the run the log belongs to.
+        log: its log.
+        rule: the spike rule.
+
+    Returns:
+        The findings; the same log always gives the same findings.
+    """
+    spikes = find_spikes(log.rows, rule=rule, resume_steps=run.resume_steps)
+    return LogFindings(
+        log={
+            "path": spelled(run.path),
+            "steps": [int(log.rows["step"][0]), int(log.rows["step"][-1])] if log.rows.height else [],
+            "losses": log.rows.height - log.rows["loss"].null_count(),
+            **log_facts(log, run.path if run.path.is_dir() else run.path.parent),
+        },
+        rule=rule,
+        spikes=spikes,
+        events=log_events(log.rows, spikes, how_written(log)),
+        highest=highest_rise(log.rows, spikes),
+        skipped=tuple(
+            {"path": spelled(one.path), "reason": spelled(one.reason), "remedy": one.remedy}
+            for one in run.skipped
+        ),
+    )
+
+
+def how_written(log: Log) -> Written:
+    """Say how a log was written, in the words of `detect`.
+
+    Returns:
+        Rows, repeated rows and restarts.
+    """
+    return Written(rows=log.rows.height, repeated=log.duplicates, restarts=log.restarts)
