@@ -48,6 +48,26 @@ def test_save_state_is_read_back_equal(tmp_path: Path, safe: bool) -> None:
     check_optimizer(checkpoints[0], live, state, "adamw")
 
 
+def test_folders_that_count_saves_have_the_optimizers_step(tmp_path: Path) -> None:
+    project = accelerate.utils.ProjectConfiguration(
+        project_dir=str(tmp_path), automatic_checkpoint_naming=True
+    )
+    accelerator = accelerate.Accelerator(cpu=True, project_config=project)
+    module = model()
+    prepared, optimizer = accelerator.prepare(module, torch.optim.AdamW(module.parameters(), lr=0.01))
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        accelerator.backward(prepared(torch.randint(0, 32, (2, 8))).square().mean())
+        optimizer.step()
+        if step % 3 == 0:
+            accelerator.save_state()
+    assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == [
+        "checkpoint_0",
+        "checkpoint_1",
+    ]
+    assert [checkpoint.step for checkpoint in find(tmp_path)[0]] == [3, 6]
+
+
 def test_fsdp_of_one_process_saves_whole_state_dicts(tmp_path: Path) -> None:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import save_fsdp_model, save_fsdp_optimizer

@@ -11,6 +11,7 @@ from hnf_offline.errors import InputError
 from hnf_offline.run.formats import safetensors_file, torch_file
 from hnf_offline.run.formats.names import step_in_path
 from hnf_offline.run.formats.saved_optimizer import raw_optimizer
+from hnf_offline.run.formats.torch_number import updates_of
 from hnf_offline.run.records import Checkpoint
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 LAYOUT = "hf_trainer"
 NAME = re.compile(r"checkpoint-(\d+)")
+#: accelerate's own names count the saves (accelerate 1.15 accelerator.py, save_state): the step is the optimizer's.
+_COUNTED = re.compile(r"checkpoint_\d+")
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 #: Whole state dicts of PyTorch: of the model, and as FSDP gathers them (accelerate 1.15 utils/fsdp_utils.py, l. 155).
 _BINARY_INDEX = "pytorch_model.bin.index.json"
@@ -64,6 +67,8 @@ def recognise(entry: Path, root: Path) -> Checkpoint | None:
             return None
         raise InputError("has no model weights", path=entry, remedy="remove it or copy it again")
     step = int(named.group(1)) if named else step_in_path(entry, root)
+    if _COUNTED.fullmatch(entry.name) and optimizer:
+        step = updates_of(optimizer[0]) or step
     if step is None:
         step = saved_step(entry)
     config = entry / "config.json"

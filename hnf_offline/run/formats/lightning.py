@@ -78,10 +78,8 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
         Sections "model" (where the hyper-parameters have the built-in GPT's sizes), "optimizer", "training".
     """
     content = read_outline(checkpoint.weight_files[0]).content
-    return contents.settings({
-        "hyper_parameters": content.get("hyper_parameters"),
-        **_states(content),
-    })
+    said = {"hyper_parameters": content.get("hyper_parameters"), **_states(content)}
+    return contents.settings(said, content["state_dict"])
 
 
 def _states(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,6 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
         Sections "model", "optimizer", "training".
     """
     content = read_outline(checkpoint.weight_files[0]).content
-    sections = contents.settings(content)
+    sections = contents.settings(content, content["model"])
     sections["training"] = plain_settings(content.get("config"))
     return sections

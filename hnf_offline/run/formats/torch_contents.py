@@ -33,6 +33,7 @@ STEP_KEYS = ("global_step", "step", "iter_num", "iteration", "iter", "steps", "n
 EPOCH_KEYS = ("epoch", "epochs", "current_epoch")
 SETTINGS_KEYS = ("model_args", "model_config", "config", "hyper_parameters", "hparams", "args")
 #: nanoGPT's words for a model; what has all five describes the built-in GPT.
+_GPT_NAME = "transformer.wte.weight"
 _GPT_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 
 #: What folders of weights call them, and what lies beside weights: looked at as parts of their folder only.
@@ -158,17 +159,22 @@ def whole_number(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < _LARGEST_STEP else None
 
 
-def settings(content: Any) -> dict[str, Any]:
+def settings(content: Any, weights: Any) -> dict[str, Any]:
     """Read the settings that were saved with the weights.
+
+    Args:
+        content: what was saved.
+        weights: the state dict in it; by its names the built-in GPT is known.
 
     Returns:
         Sections "model" (the built-in GPT's sizes, where they are among them), "optimizer" and "training".
     """
     sections: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    of_gpt = isinstance(weights, Mapping) and any(str(name).endswith(_GPT_NAME) for name in weights)
     for key in SETTINGS_KEYS if isinstance(content, Mapping) else ():
         said = plain_settings(content.get(key))
-        if "model" not in sections:
+        if of_gpt and "model" not in sections:
             described = next((part for part in (said, *said.values()) if is_gpt(part)), None)
             if described is not None:
                 sections["model"] = {"model_type": "gpt", "norm": "pre", **described}

@@ -85,10 +85,12 @@ class Storage:
     Attributes:
         key: its name.
         size: its bytes.
+        dtype: the type of its elements.
     """
 
     key: str
     size: int
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +268,11 @@ def _decode(data: bytes, path: Path, there: Callable[[Storage], bool]) -> Outlin
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise ValueError("it holds an object that is no storage")
         kind, elements = str(identity[1]), identity[4]
-        item = ITEM_SIZES.get(_STORAGES.get(kind, kind))
+        dtype = _STORAGES.get(kind, kind)
+        item = ITEM_SIZES.get(dtype)
         if item is None or type(elements) is not int or elements < 0:
             raise ValueError(f"it holds a storage of {kind[:60]}")
-        storage = Storage(str(identity[2]), elements * item)
+        storage = Storage(str(identity[2]), elements * item, dtype)
         if not there(storage):
             missing.append(storage.key)
         return storage

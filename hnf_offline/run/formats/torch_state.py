@@ -100,7 +100,9 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """
     sections: dict[str, Any] = {}
     for file in dict.fromkeys(checkpoint.files):
-        sections = {**contents.settings(read_outline(file).content), **sections}
+        content = read_outline(file).content
+        key = contents.model_key(content, known=True)
+        sections = {**contents.settings(content, content[key] if key else content), **sections}
     return sections
 
 

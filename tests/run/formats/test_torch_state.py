@@ -249,6 +249,26 @@ def test_nanogpt_is_the_built_in_model(tmp_path: Path, compiled: bool) -> None:
     check_state(checkpoint, model, optimizer)
 
 
+def test_sizes_alone_do_not_make_it_the_built_in_model(tmp_path: Path, make: Any) -> None:
+    torch.save({"model": make.module().state_dict(), "config": SIZES, "step": 3}, tmp_path / "last.pt")
+    run = open_run(tmp_path)
+    assert run.model is None and run.configuration["training.n_embd"] == 8
+
+
+@pytest.mark.parametrize("key", ["config", "args", "model_args"])
+def test_the_built_in_model_in_anyones_file(tmp_path: Path, key: str) -> None:
+    model = GPT(GPTConfig.from_mapping(SIZES)).initialise(torch.Generator().manual_seed(1))
+    torch.save(
+        {"net": model.state_dict(), key: {"model": SIZES} if key == "config" else SIZES},
+        tmp_path / "step_3.pt",
+    )
+    run = open_run(tmp_path)
+    assert run.model is not None and run.model.kind == "gpt"
+    built = build_model(run.model, device=torch.device("cpu"), dtype=torch.float32)
+    load_weights_into(built, load_weights(run.checkpoints[0]))
+    assert torch.equal(built(torch.arange(4)[None]), model(torch.arange(4)[None]))
+
+
 def test_a_hundred_checkpoints_are_recognised_without_reading_a_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
