@@ -84,12 +84,17 @@ def find_duplicates(series: Series) -> tuple[Duplicates, ...]:
     found = []
     for group in groups.values():
         steps = tuple(portrait.step for portrait in group)
-        if len(group) > 1 and not _stood_still(series, steps):
+        if len(group) > 1 and not stood_still(series, steps):
             found.append(_owned(series, group))
     return tuple(found)
 
 
-def _stood_still(series: Series, steps: tuple[int, ...]) -> bool:
+def stood_still(series: Series, steps: tuple[int, ...]) -> bool:
+    """Tell whether the log says a rate of 0 for the whole way between some steps.
+
+    Returns:
+        False where it does not say.
+    """
     log = series.run.log
     if log is None:
         return False

@@ -184,13 +184,17 @@ def told_once(faults: Iterable[Fault], covered: Mapping[Fault, tuple[int, ...]])
     also: dict[int, list[str]] = {}
     gone: set[int] = set()
     for kind, consequences in EXPLAINS:
-        for place, cause in enumerate(left):
-            if cause.kind != kind or cause.severity == "info" or place in gone:
-                continue
-            for other, one in enumerate(left):
-                if one.kind in consequences and about[other] and set(about[other]) <= set(about[place]):
-                    gone.add(other)
-                    also.setdefault(place, []).append(one.kind)
+        causes = [
+            place
+            for place, one in enumerate(left)
+            if one.kind == kind and one.severity != "info" and place not in gone
+        ]
+        steps = {step for place in causes for step in about[place]}
+        for other, one in enumerate(left):
+            if one.kind in consequences and about[other] and steps.issuperset(about[other]):
+                gone.add(other)
+                cause = next(place for place in causes if set(about[place]) & set(about[other]))
+                also.setdefault(cause, []).append(one.kind)
     return [
         replace(one, evidence=f"{one.evidence} (also off there: {', '.join(dict.fromkeys(also[place]))})")
         if place in also

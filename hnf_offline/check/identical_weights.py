@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hnf_offline.check import file_blocks
-from hnf_offline.check.duplicates import constant, find_duplicates, moving, shares
+from hnf_offline.check.duplicates import constant, find_duplicates, moving, shares, stood_still
 from hnf_offline.check.registry import Check, Outcome
 from hnf_offline.check.series import Series, counted, some
 from hnf_offline.findings import Fault
@@ -41,7 +41,7 @@ def look(series: Series) -> Outcome:
         faults.append(fault)
     by_step = {portrait.step: portrait for portrait in portraits}
     for (earlier, later), names in shares(portraits, still).items():
-        if {earlier, later} <= whole:
+        if {earlier, later} <= whole or stood_still(series, (earlier, later)):
             continue
         portrait = by_step[later].tensors
         moved = sum(portrait[name].size for name in moving(by_step[later], still))

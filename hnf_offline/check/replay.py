@@ -146,7 +146,8 @@ def log_shift(losses: Mapping[tuple[int, int], float], logged: Mapping[int, floa
     rivals = [known[shift] for shift in known if shift != best]
     if agreeing < 2 or 4 * agreeing < 3 * len(errors[best]):
         return None
-    return best if not rivals or known[best] <= _CLEARLY * min(rivals) else None
+    clear = not rivals or (known[best] < min(rivals) and known[best] <= _CLEARLY * min(rivals))
+    return best if clear else None
 
 
 def logged_losses(run: Run) -> dict[int, float]:

@@ -75,7 +75,7 @@ def exchanges(apart: Matrix) -> list[Exchange]:
         apart: distances of the points in the order that is in question.
 
     Returns:
-        The exchanges in the order in which they were made, the one that shortens most first.
+        The exchanges in the order in which they were made, the one that saves most of the way first.
     """
     import numpy as np
 
@@ -83,7 +83,7 @@ def exchanges(apart: Matrix) -> list[Exchange]:
     order = np.arange(len(apart))
     while len(made) < _MOST_EXCHANGES:
         best = _best_exchange(apart[np.ix_(order, order)])
-        if best is None or best.share >= SHORTER:
+        if best is None:
             break
         made.append(best)
         order[[best.first, best.second]] = order[[best.second, best.first]]
@@ -118,6 +118,7 @@ def _best_exchange(apart: Matrix) -> Exchange | None:
     places = np.arange(1, n + 1)
     touched = wide[places - 1, places] + wide[places, places + 1]
     best: Exchange | None = None
+    most = 0.0
     for first in range(1, n):
         second = np.arange(first + 1, n + 1)
         now = touched[first - 1] + touched[second - 1]
@@ -130,10 +131,11 @@ def _best_exchange(apart: Matrix) -> Exchange | None:
         # Neighbours keep the leg between them, which counts once.
         now[0] -= wide[first, first + 1]
         then[0] = wide[first - 1, first + 1] + wide[first, first + 1] + wide[first, first + 2]
-        share = then / np.maximum(now, 1e-300)
-        place = int(np.argmin(share))
-        if best is None or share[place] < best.share:
-            best = Exchange(first - 1, int(second[place]) - 1, float(share[place]))
+        saved = np.where(then < SHORTER * now, now - then, 0.0)
+        place = int(np.argmax(saved))
+        if saved[place] > most:
+            most = float(saved[place])
+            best = Exchange(first - 1, int(second[place]) - 1, float(then[place] / now[place]))
     return best
 
 
