@@ -63,7 +63,10 @@ class ZoomName(StrEnum):
     off = "off"
 
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: checkpoints, log, batches.")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Folder or address (s3://...) of a run: checkpoints, log, batches."),
+]
 LogPath = Annotated[Path, typer.Argument(metavar="LOG|RUN", help="A training log, or the folder of a run.")]
 Out = Annotated[
     Path | None,

@@ -197,8 +197,11 @@ class Skeleton:
     def _finish(self, file: Path, job: Future[None]) -> None:
         try:
             job.result()
-        except InputError as error:
-            self.skipped.append(Skipped(file, error.reason, error.remedy or ""))
+        except (InputError, OSError, OverflowError) as error:
+            told = (
+                error if isinstance(error, InputError) else InputError(f"has no place on this disk ({error})")
+            )
+            self.skipped.append(Skipped(file, told.reason, told.remedy or ""))
             if file.is_file():
                 file.unlink()
 

@@ -15,6 +15,7 @@ from hnf_offline.run.remote.address import shown
 #: Bounds on the listing, as on the walk of a local run.
 _DEEPEST = 5
 _MOST_ENTRIES = 100_000
+_MOST_FOLDERS = 20_000
 _LONGEST_NAME = 255
 #: Protocol -> the package beside fsspec that speaks it.
 _PACKAGES: Mapping[str, str] = {
@@ -63,44 +64,57 @@ class Source:
         self._scheme = address.partition("://")[0].rpartition("::")[2]
         self._files, self._root = _connect(address, self._scheme, self.address)
         self._web = self._scheme in {"http", "https"}
+        self._single = False
 
-    def entries(self) -> tuple[list[Entry], list[str], bool]:
+    def entries(self) -> tuple[list[Entry], list[tuple[str, str]], bool]:
         """List the files of the run, breadth first, within bounds.
 
         Returns:
-            The files; names that cannot be names of files below a folder, which are left alone; and whether the
-            address is that of one file.
+            The files; (name, reason) of those that cannot be had, which are left alone; and whether the address is
+            that of one file.
 
         Raises:
             InputError: if there is nothing at the address, or it cannot be listed.
         """
         found: list[Entry] = []
-        refused: list[str] = []
+        refused: list[tuple[str, str]] = []
         waiting = [(self._root, "", 0)]
-        while waiting:
+        listings = 0
+        while waiting and len(found) < _MOST_ENTRIES and listings < _MOST_FOLDERS:
             folder, prefix, depth = waiting.pop(0)
-            with _told(self.address + prefix):
-                listed = self._files.ls(folder + "/" if self._web else folder, detail=True)
-            for one in sorted(listed, key=lambda info: str(info["name"])):
-                full = str(one["name"])
-                name = posixpath.basename(full.rstrip("/"))
-                if full.rstrip("/") == folder.rstrip("/"):
-                    if one.get("type") == "file" and not prefix and not (self._web or full.endswith("/")):
-                        return [self._entry(name, one)], refused, True
-                    continue  # the mark that stands for the folder itself
-                if len(found) + len(waiting) >= _MOST_ENTRIES:
-                    return found, refused, False
-                if not _plain(name) or (self._web and not full.startswith(folder.rstrip("/") + "/")):
-                    refused.append(full)
-                elif one.get("type") == "directory":
+            listings += 1
+            for full, name, info in self._listed(folder, prefix):
+                if full == folder:
+                    if info.get("type") == "file" and not prefix and not self._web:
+                        self._single = True
+                        return [self._entry(name, info)], refused, True
+                elif not _plain(name):
+                    refused.append((full, "is no name of a file in a folder"))
+                elif info.get("type") == "directory":
                     if depth < _DEEPEST and not name.startswith("."):
-                        waiting.append((full.rstrip("/"), f"{prefix}/{name}", depth + 1))
+                        waiting.append((full, f"{prefix}/{name}", depth + 1))
                 else:
-                    found.append(self._entry(f"{prefix}/{name}".lstrip("/"), one))
+                    try:
+                        found.append(self._entry(f"{prefix}/{name}".lstrip("/"), info))
+                    except InputError as error:
+                        refused.append((full, error.reason))
         name = posixpath.basename(self._root)
-        if not found and self._web and _plain(name):
+        if not found and not refused and self._web and _plain(name):
+            self._single = True
             return [self._entry(name, {"name": self._root})], refused, True
         return found, refused, False
+
+    def _listed(self, folder: str, prefix: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        # (name as the server spells it, last part of it, what is told of it).
+        with _told(self.address + prefix):
+            listed = self._files.ls(folder + "/" if self._web else folder, detail=True)
+        for info in sorted(listed, key=lambda one: str(one["name"])):
+            full = str(info["name"]).rstrip("/")
+            if not self._web:
+                yield full, posixpath.basename(full), info
+            elif full.startswith(folder + "/") and not set(full[len(folder) :]) & set("?#"):
+                # A page's other links lead elsewhere, or sort it.
+                yield full, posixpath.basename(full), info
 
     def read(self, entry: Entry, start: int, stop: int) -> bytes:
         """Read a part of a file.
@@ -113,7 +127,7 @@ class Source:
         """
         if start >= stop:
             return b""
-        place = f"{self.address}/{entry.name}"
+        place = self._place(entry.name)
         with _told(place):
             data = bytes(self._files.cat_file(entry.address, start=start, end=stop))
         if len(data) != stop - start:
@@ -131,7 +145,7 @@ class Source:
         """
         from fsspec.callbacks import Callback
 
-        place = f"{self.address}/{entry.name}"
+        place = self._place(entry.name)
 
         class Bounded(Callback):  # type: ignore[misc]
             def relative_update(self, inc: int = 1) -> None:
@@ -148,10 +162,13 @@ class Source:
             reason = f"has {target.stat().st_size} bytes, not the {entry.size} of its listing"
             raise InputError(reason, path=place, remedy="it was cut off or is being written: run again")
 
+    def _place(self, name: str) -> str:
+        return self.address if self._single else f"{self.address}/{name}"
+
     def _entry(self, name: str, info: Mapping[str, Any]) -> Entry:
         full = str(info["name"])
         if type(info.get("size")) is not int:
-            with _told(f"{self.address}/{name}"):
+            with _told(self._place(name)):
                 info = {**self._files.info(full), "name": full}
         size = info.get("size")
         if type(size) is not int or size < 0:
@@ -209,7 +226,7 @@ def _told(place: str) -> Iterator[None]:
             raise InputError(
                 "has a protocol that fsspec does not know",
                 path=place,
-                remedy="see the names in fsspec's list",
+                remedy="use s3://, gs://, hf://, https:// or another of fsspec's",
             ) from error
         raise InputError(f"cannot be read ({_line(error)})", path=place, remedy=_REMEDY) from error
     except Exception as error:

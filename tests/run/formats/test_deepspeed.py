@@ -7,6 +7,7 @@ import math
 import sys
 from argparse import Namespace
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -209,8 +210,10 @@ def test_stages_1_and_2_give_the_fp32_weights_and_moments(
     (tmp_path / "latest").write_text("global_step3")
     (checkpoint,), skipped = find(tmp_path)
     assert (checkpoint.step, checkpoint.layout, checkpoint.path, skipped) == (3, "deepspeed", folder, [])
-    check_weights(load_weights(checkpoint), masters)
-    check_state(checkpoint, masters, grouped=kind != "elastic")
+    for mapped in (True, False):
+        read = replace(checkpoint, memory_map=mapped)
+        check_weights(load_weights(read), masters)
+        check_state(read, masters, grouped=kind != "elastic")
     sections = configuration(checkpoint)
     if kind != "elastic":
         assert sections["optimizer"]["lr"] == 0.02 and "params" not in sections["optimizer"]
