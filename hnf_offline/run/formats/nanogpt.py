@@ -77,5 +77,8 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """
     content = read_outline(checkpoint.weight_files[0]).content
     sections = contents.settings(content, content["model"])
+    arguments = plain_settings(content.get("model_args"))
+    if arguments:
+        sections["model"] = {"model_type": "gpt", "norm": "pre", **arguments}
     sections["training"] = plain_settings(content.get("config"))
     return sections
