@@ -41,14 +41,16 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"errors", "run", "quantities", "linalg"},
     # the verbs
     "proof": ERRORS_AND_RECORDS | {"run", "profile", "relate", "rerun", "retraining"},
-    "pipeline": ERRORS_AND_RECORDS | {"run", "profile", "relate", "rerun", "retraining", "proof"},
+    "pipeline": ERRORS_AND_RECORDS
+    | {"output", "run", "profile", "check", "relate", "rerun", "retraining", "proof"},
+    "output": {"errors", "run"},
     "options": {"errors", "profile"},
     "exit": {"errors", "pipeline", "progress"},
     "progress": {"profile"},
     "printing": {"errors", "progress", "quantities", "profile"},
     "cli": ERRORS_AND_RECORDS
     | {"options", "exit", "pipeline", "printing", "progress", "run", "profile", "detect", "relate", "report"}
-    | {"check", "diff", "rerun", "retraining"},
+    | {"check", "diff", "output", "rerun", "retraining"},
     "__main__": {"cli"},
     "hnf_offline": {"run", "profile", "relate", "report", "diff"},
 }
@@ -195,10 +197,12 @@ def test_nothing_unpickles() -> None:
                 if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases)
             ]
             assert len(decoders) == ast.unparse(tree).count("pickle.Unpickler") == 1
-            assert "find_class" in {
-                part.name for part in decoders[0].body if isinstance(part, ast.FunctionDef)
-            }
-            assert "super()" not in ast.unparse(decoders[0])
+            methods = {part.name: part for part in decoders[0].body if isinstance(part, ast.FunctionDef)}
+            # Nothing it overrides asks the base class what a name or a number stands for.
+            assert "find_class" in methods
+            assert not any(
+                "super()" in ast.unparse(one) for name, one in methods.items() if name != "__init__"
+            )
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             called = ast.unparse(call.func)
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

@@ -33,7 +33,8 @@ from hnf_offline.options import (
     TierName,
     profile_settings,
 )
-from hnf_offline.pipeline import analyse, borrow_shards, made_by, open_input, output_folder, relative
+from hnf_offline.output import borrow_shards, output_folder, relative
+from hnf_offline.pipeline import analyse, made_by, open_input
 from hnf_offline.printing import emit, emit_json, terminal
 from hnf_offline.progress import Reporter
 

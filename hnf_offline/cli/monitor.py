@@ -31,7 +31,8 @@ from hnf_offline.options import (
     TierName,
     profile_settings,
 )
-from hnf_offline.pipeline import analyse, open_input, output_folder
+from hnf_offline.output import output_folder
+from hnf_offline.pipeline import analyse, open_input
 from hnf_offline.printing import emit, emit_json
 from hnf_offline.progress import Reporter
 

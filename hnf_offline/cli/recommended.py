@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError, spelled
-from hnf_offline.pipeline import analyse, output_folder
+from hnf_offline.output import output_folder
+from hnf_offline.pipeline import analyse
 
 if TYPE_CHECKING:
     from hnf_offline.profile.settings import ProfileSettings, Progress

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hnf_offline.errors import InputError, UserError, spelled
-from hnf_offline.pipeline import relative
+from hnf_offline.output import relative
 from hnf_offline.progress import note
 
 if TYPE_CHECKING:

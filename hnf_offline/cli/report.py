@@ -37,7 +37,8 @@ from hnf_offline.options import (
     ZoomName,
     profile_settings,
 )
-from hnf_offline.pipeline import analyse, open_input, output_folder, relative
+from hnf_offline.output import output_folder, relative
+from hnf_offline.pipeline import analyse, open_input
 from hnf_offline.printing import emit, emit_json, terminal
 from hnf_offline.progress import Reporter
 

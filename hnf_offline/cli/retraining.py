@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hnf_offline.cli.remarks import no_checkpoints, typed_command
 from hnf_offline.errors import UsageError, spelled
-from hnf_offline.pipeline import InterruptedRunError, made_by, output_folder, relative
+from hnf_offline.output import output_folder, relative
+from hnf_offline.pipeline import InterruptedRunError, made_by
 from hnf_offline.printing import emit, emit_json, fields_text, terminal
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hnf_offline.cli.app import verb
 from hnf_offline.errors import InputError, UsageError
 from hnf_offline.options import Column, Force, Json, LogPath, Manifest, PictureFolder, Rule, RuleName
-from hnf_offline.pipeline import open_input, output_folder, relative
+from hnf_offline.output import output_folder, relative
+from hnf_offline.pipeline import open_input
 from hnf_offline.printing import emit, emit_json, terminal
 
 

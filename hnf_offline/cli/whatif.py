@@ -36,7 +36,8 @@ from hnf_offline.options import (
     Twins,
     profile_settings,
 )
-from hnf_offline.pipeline import open_input, relative
+from hnf_offline.output import relative
+from hnf_offline.pipeline import open_input
 from hnf_offline.printing import emit, emit_json, terminal
 from hnf_offline.progress import Reporter
 
