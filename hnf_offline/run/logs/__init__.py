@@ -136,6 +136,7 @@ def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | Non
         used,
         formats=tuple(known),
         segments=merged.segments,
+        disagreeing=merged.disagreeing,
         notes=tuple(notes),
     )
 

@@ -7,7 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from hnf_offline.run.logs.json_schema import DESCRIPTION, Shape, has_all, inferred, leaves, sampled, together
+from hnf_offline.run.logs.json_schema import (
+    DESCRIPTION,
+    Shape,
+    has_all,
+    has_few_names,
+    inferred,
+    leaves,
+    sampled,
+    together,
+)
 from hnf_offline.run.logs.lines import without_noise
 from hnf_offline.run.logs.raw import flatten, numeric
 from hnf_offline.run.logs.rows import MOST_COLUMNS, Rows
@@ -52,6 +61,9 @@ class JsonReader:
             return
         lines = _bracketed(block)
         self.skipped += sum(1 for line in block.split(b"\n") if line.strip()) - len(lines)
+        if not has_few_names(block):
+            yield self._one_by_one(lines)
+            return
         frame = self._with_bare(b"\n".join(lines)) if lines else None
         if frame is not None:
             yield frame
@@ -109,12 +121,16 @@ class JsonReader:
         if not shape.shallow:
             return None
         if shape.flat:
-            self._schema = together(self._schema, sampled(block))
+            seen = sampled(block)
+            known = together(self._schema, seen)
+            self._schema = known if leaves(known) <= MOST_COLUMNS else seen
             self._schema.pop(DESCRIPTION, None)
         frame, is_json = _read(block, self._schema, shape.lines)
         if not is_json:
             return None
         if frame is None or not has_all(frame, block):
+            if not has_few_names(block):
+                return None
             try:
                 learnt = inferred(block)
             except _faults():
@@ -122,6 +138,8 @@ class JsonReader:
             if leaves(learnt) > MOST_COLUMNS:
                 return None
             self._schema = together(self._schema, learnt)
+            if leaves(self._schema) > MOST_COLUMNS:
+                self._schema = learnt
             frame, _ = _read(block, learnt, shape.lines)
         return None if frame is None else numeric(_unnested(frame))
 

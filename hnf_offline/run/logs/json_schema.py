@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _MOST_OPENINGS = 64
 #: Lines of a block that are looked at to learn its columns.
 _SAMPLE = 20
+_NAME = re.compile(rb'"([^"\\\n]{0,300})"\s{0,4}:')
 #: A line with this key describes the run and is no row.
 DESCRIPTION = "_meta"
 
@@ -76,8 +78,22 @@ def sampled(block: bytes) -> dict[str, Kind]:
     return kinds
 
 
+def has_few_names(block: bytes) -> bool:
+    """Tell whether a block has no more names than are read; with many, polars learns them in quadratic time.
+
+    Returns:
+        Whether it has.
+    """
+    names: set[bytes] = set()
+    for found in _NAME.finditer(block):
+        names.add(found[1])
+        if len(names) > MOST_COLUMNS:
+            return False
+    return True
+
+
 def inferred(block: bytes) -> dict[str, Kind]:
-    """Learn the columns of a whole block; a million columns take little memory as long as they are not read.
+    """Learn the columns of a whole block.
 
     Returns:
         Name -> kind, every number as f64.

@@ -56,11 +56,11 @@ def recognises(path: Path, head: str) -> bool:
     if "oss" not in head:
         return False
     parser = _Parser()
-    steps: set[float] = set()
+    steps: set[tuple[float, ...]] = set()
     for line in head.split("\n", _HEAD_LINES)[:_HEAD_LINES]:
         row = parser(line[:LONGEST_ROW])
         if row and any(seems_a_loss(name) for name in row):
-            steps.add(next(value for name, value in row.items() if meaning(name) == "step"))
+            steps.add(tuple(value for name, value in row.items() if meaning(name) == "step"))
             if len(steps) > 1:
                 return True
     return False
@@ -125,7 +125,7 @@ class _Parser:
             return None
         rest = line[end:]
         covered += len(_SEPARATORS.findall(rest))
-        return row if covered >= _SHARE * (len(line) - start) else None
+        return row if place is not None or covered >= _SHARE * (len(line) - start) else None
 
     def _from_bar(self, bar: re.Match[str]) -> Mapping[str, float] | None:
         row = {found[1] or found[2]: _number(found[3]) for found in _PAIR.finditer(bar[4])}

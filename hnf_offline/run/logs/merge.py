@@ -12,8 +12,10 @@ from hnf_offline.run.records import LogSegment
 if TYPE_CHECKING:
     import polars as pl
 
-#: A file whose step goes backwards more often than this is not in order; that says nothing of restarts.
+#: A file whose step goes backwards more often than a few times and this share is not in order;
+#: that says nothing of restarts.
 _MOST_BACKWARD_SHARE = 0.1
+_FEW_BACKWARD = 2
 #: Rows that are copies of rows at most so far before them were printed by several processes, if a third of the rows
 #: are; rows that a resumed run repeats come in one stretch.
 _ECHO_DISTANCE, _ECHO_SHARE, _ECHO_RETURNS = 64, 1 / 3, 3
@@ -37,6 +39,7 @@ class Merged:
         restarts: the first step of every continuation that goes back.
         files: the files in the order they were merged.
         segments: the stretches of the files, in the order they were merged.
+        disagreeing: how many of the duplicates have another loss than the row that counts.
     """
 
     rows: pl.DataFrame
@@ -44,6 +47,7 @@ class Merged:
     restarts: tuple[int, ...]
     files: tuple[Path, ...]
     segments: tuple[LogSegment, ...]
+    disagreeing: int = 0
 
 
 def merge(segments: Sequence[Segment]) -> Merged:
@@ -106,7 +110,17 @@ def _general(ordered: Sequence[Segment]) -> Merged:
         tuple(sorted(restarts)),
         tuple(segment.path for segment in ordered),
         _segments(has_loss, latest, ordered),
+        _disagreeing(joined, latest),
     )
+
+
+def _disagreeing(written: pl.DataFrame, latest: pl.DataFrame) -> int:
+    import polars as pl
+
+    if _with_loss(written) == latest.height:
+        return 0
+    counts = latest.select("step", pl.col("loss").alias("_counts"))
+    return written.join(counts, on="step").filter(pl.col("loss") != pl.col("_counts")).height  # NaN equals NaN
 
 
 def _whole(segment: Segment) -> Merged:
@@ -124,7 +138,8 @@ def _in_order(segment: Segment) -> Merged:
     repeated = (same | same.shift(-1)).fill_null(value=False)
     merged = _general([Segment(segment.path, segment.rows.filter(repeated))])
     rows = pl.concat([segment.rows.filter(~repeated), merged.rows]).sort("step")
-    return Merged(rows, merged.duplicates, (), (segment.path,), _whole(Segment(segment.path, rows)).segments)
+    whole = _whole(Segment(segment.path, rows))
+    return Merged(rows, merged.duplicates, (), whole.files, whole.segments, merged.disagreeing)
 
 
 def _segments(
@@ -173,7 +188,7 @@ def _stretches(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
     import polars as pl
 
     backwards = (pl.col("step") < pl.col("step").shift(1)).fill_null(value=False)
-    if rows.select(backwards.sum()).item() > _MOST_BACKWARD_SHARE * rows.height:
+    if rows.select(backwards.sum()).item() > max(_FEW_BACKWARD, _MOST_BACKWARD_SHARE * rows.height):
         return rows.with_columns(pl.lit(0).cast(pl.Int64).alias("_stretch")), []
     numbered = rows.with_columns(backwards.cast(pl.Int64).cum_sum().alias("_stretch"))
     # A restart is where the losses go back; other numbers may be counted otherwise (epochs beside steps).

@@ -14,7 +14,7 @@ _ITERATION = re.compile(
     rf"\biter (\d{{1,15}}): loss ({NUMBER})(?=,|\s|$)(?:, time ({NUMBER})\s?ms)?(?:, mfu ({NUMBER})%)?"
 )
 _EVALUATION = re.compile(rf"\bstep (\d{{1,15}}): train loss ({NUMBER}), val loss ({NUMBER})(?=,|\s|$)")
-_BEGINNING = re.compile(r"\biter \d{1,15}: loss |\bstep \d{1,15}: train loss ")
+_BEGINNING = re.compile(r"^iter \d{1,15}: |\bstep \d{1,15}: train loss ")
 _ROW = re.compile(f"{_ITERATION.pattern}|{_EVALUATION.pattern}")
 
 _ESTIMATES = (

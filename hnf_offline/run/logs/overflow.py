@@ -85,11 +85,13 @@ class Overflows:
         return told
 
     def finish(self, rows: Rows) -> None:
-        """Put what came after the last row into that row."""
+        """Put what came after the last row into that row; rows before which nothing overflowed skipped nothing."""
         if self._skipped and rows.height:
             rows.amend("skipped_steps", float(self._skipped))
             if self._scale is not None:
                 rows.amend("loss_scale", self._scale)
+        if self.seen:
+            rows.fill("skipped_steps", 0.0)
 
 
 def _says(row: Mapping[str, float], ours: str) -> bool:

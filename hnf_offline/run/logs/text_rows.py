@@ -19,6 +19,7 @@ LONGEST_ROW = 20_000
 
 #: Sets of names that rows had, as far as they are remembered.
 _MOST_SHAPES = 100
+_MAY_GO_ON = frozenset("0123456789.eE+-")
 
 #: What a line is to a reader: a row, an empty mapping for a row that cannot be read, None for any other line.
 Parse = Callable[[str], Mapping[str, float] | None]
@@ -67,15 +68,14 @@ def collect(path: Path, parse: Parse) -> tuple[Rows, int, tuple[str, ...]]:
             skipped += 1
             continue
         names = frozenset(row)
-        if lines.unended and names not in known and known:
-            skipped += 1  # the last line, and cut off: fewer values than any row before it
+        if lines.unended and known and (names not in known or line[-1:] in _MAY_GO_ON):
+            # The last line was cut off: values are missing, or its last number may be but the first digits.
+            skipped += 1
             continue
         if len(known) < _MOST_SHAPES:
             known.add(names)
         rows.add(overflows.added(row))
     overflows.finish(rows)
-    if overflows.seen:
-        rows.fill("skipped_steps", 0.0)
     return rows, skipped + lines.overlong, lines.notes()
 
 
