@@ -14,6 +14,7 @@ from hnf_offline.detect.trailing import below_median, median_and_sigma, medians_
 from hnf_offline.findings import Spike
 
 TRIED = 10_000  # rows whose median is taken
+FAR = 25  # rows between the windows that bound the others
 
 
 def highest_rise(log: pl.DataFrame, spikes: Sequence[Spike]) -> dict[str, Any] | None:
@@ -34,7 +35,7 @@ def highest_rise(log: pl.DataFrame, spikes: Sequence[Spike]) -> dict[str, Any] |
         return None
     positive = bool((loss > 0).all())
     level = np.log(loss) if positive else loss
-    most = level - below_median(level, WINDOW)
+    most = level - below_median(level, WINDOW, FAR)
     rows, untried = np.arange(most.size), -np.inf
     if most.size > WINDOW + TRIED:
         rows = np.argpartition(-most, WINDOW + TRIED)[: WINDOW + TRIED]

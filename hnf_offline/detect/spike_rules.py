@@ -21,6 +21,7 @@ from hnf_offline.detect.trailing import (
     median_and_sigma,
     medians_at,
     rows_above_median,
+    rows_after,
     trailing_deviation,
     trailing_mean,
     trailing_median,
@@ -97,8 +98,8 @@ def _recently_not_positive(loss: Floats) -> Flags:
     Returns:
         One flag a row.
     """
-    seen = pl.Series((loss <= 0).astype(np.float64)).rolling_max(SIGNED_MEMORY, min_samples=1)
-    return seen.to_numpy() > 0
+    signed = loss <= 0
+    return signed | (rows_after(signed, SIGNED_MEMORY - 1) > 0) if signed.any() else signed
 
 
 def _robust_scores(loss: Floats, level: Floats, unit: Floats) -> Flagged:
@@ -112,18 +113,23 @@ def _robust_scores(loss: Floats, level: Floats, unit: Floats) -> Flagged:
     risen[rows_above_median(level, WINDOW, HISTORY, RISE * unit)[0]] = True
     minimum = trailing_minimum(loss, MINIMUM_WINDOW, HISTORY)
     above_minimum = (loss > MINIMUM_RATIO * minimum) & (loss - minimum > MINIMUM_NATS) & logarithmic
-    increments = np.abs(np.diff(level, prepend=level[:1]))
-    recent_loss = trailing_minimum(loss, JUMP_ROWS, 3)
     recent = trailing_minimum(level, JUMP_ROWS, 3)
-    jump = (loss - recent_loss > MINIMUM_NATS) & (level - recent > JUMP_RISE) & logarithmic
+    jump = (
+        (loss - trailing_minimum(loss, JUMP_ROWS, 3) > MINIMUM_NATS)
+        & (level - recent > JUMP_RISE)
+        & logarithmic
+    )
     increment = np.full(loss.size, np.nan)
     rows = np.flatnonzero(jump)
-    increment[rows] = SIGMA_PER_MAD * medians_at(increments, rows, WINDOW, HISTORY)
+    if rows.size:
+        increments = np.abs(np.diff(level, prepend=level[:1]))
+        increment[rows] = SIGMA_PER_MAD * medians_at(increments, rows, WINDOW, HISTORY)
     # A deviation of few rows is unsure: more of them are asked for until the window is full.
-    seen = np.clip(np.arange(loss.size), 1, WINDOW)
-    unsure = 1 + SHORT_WINDOW * (1 / seen - 1 / WINDOW)
+    unsure = np.ones(loss.size)
+    seen = np.arange(1, min(WINDOW, loss.size))
+    unsure[seen] += SHORT_WINDOW * (1 / seen - 1 / WINDOW)
     jump[rows] = level[rows] - recent[rows] > JUMP_INCREMENTS * (unsure * increment)[rows]
-    highest = np.maximum.accumulate(np.maximum(loss, SMALLEST))
+    highest = np.maximum.accumulate(np.maximum(loss[:HISTORY], SMALLEST))
     early = np.zeros(loss.size, dtype=np.bool_)
     short = np.arange(1, min(HISTORY, loss.size))
     ratio = np.where(short == 1, SECOND_RATIO, EARLY_RATIO)
@@ -140,10 +146,9 @@ def _robust_scores(loss: Floats, level: Floats, unit: Floats) -> Flagged:
     fresh = ((z >= SIGMAS * unsure) & risen) | (above_minimum & (z > MINIMUM_SIGMAS * unsure)) | jump | early
 
     high = fresh.copy()
-    near = _rows_after(fresh, WINDOW) & (level - trailing_minimum(level, WINDOW, HISTORY) > RISE * unit)
-    rows = np.flatnonzero(near)
-    quiet = pl.Series((~fresh).astype(np.float64)).rolling_sum(WINDOW, min_samples=1).shift(1).fill_null(0)
-    rows = rows[quiet.to_numpy()[rows] >= 2 * HISTORY]
+    flagged = rows_after(fresh, WINDOW)
+    rows = np.flatnonzero(flagged)
+    rows = rows[np.minimum(rows, WINDOW) - flagged[rows] >= 2 * HISTORY]
     clean_centre, clean_sigma = median_and_sigma(level, rows, WINDOW, masked=fresh)
     clean_z = (level[rows] - clean_centre) / np.maximum(clean_sigma, FLOOR * unit[rows])
     again = (clean_z >= SIGMAS) & (level[rows] - clean_centre > RISE * unit[rows])
@@ -158,7 +163,8 @@ def _robust_scores(loss: Floats, level: Floats, unit: Floats) -> Flagged:
 
     band = centre + np.maximum(sigma, 0.05 * unit)
     if logarithmic:
-        return Flagged(high, fresh, z, np.exp(centre), np.exp(band), 20)
+        rows = np.flatnonzero(np.isfinite(centre))
+        centre[rows], band[rows] = np.exp(centre[rows]), np.exp(band[rows])
     return Flagged(high, fresh, z, centre, band, 20)
 
 
@@ -170,21 +176,14 @@ def _beyond_range(loss: Floats, level: Floats, rows: Rows) -> Flags:
     Returns:
         One flag a requested row; False with a single row before, whose range says nothing.
     """
-    highest, lowest = np.maximum.accumulate(level)[rows - 1], np.minimum.accumulate(level)[rows - 1]
+    highest, lowest = (
+        np.maximum.accumulate(level[:HISTORY])[rows - 1],
+        np.minimum.accumulate(level[:HISTORY])[rows - 1],
+    )
     bound = EARLY_RANGES / rows * np.maximum(highest - lowest, FLOOR / JUMP_INCREMENTS)
     rise = level[rows] - highest
-    tall = (loss[rows] - np.maximum.accumulate(loss)[rows - 1] > MINIMUM_NATS) & (rise > JUMP_RISE)
+    tall = (loss[rows] - np.maximum.accumulate(loss[:HISTORY])[rows - 1] > MINIMUM_NATS) & (rise > JUMP_RISE)
     return np.asarray(tall & (rise > bound) & (rows >= 2))
-
-
-def _rows_after(flags: Flags, rows: int) -> Flags:
-    """Whether one of the `rows` rows before is flagged.
-
-    Returns:
-        One flag a row.
-    """
-    seen = pl.Series(flags.astype(np.float64)).rolling_max(rows, min_samples=1).shift(1).fill_null(0)
-    return seen.to_numpy() > 0
 
 
 def _moments(loss: Floats, mean: Floats, deviation: Floats, sigmas: float, merge: int) -> Flagged:

@@ -34,7 +34,14 @@ def trailing_minimum(values: Floats, window: int, minimum: int = 1) -> Floats:
     Returns:
         One value a row, NaN where fewer than `minimum` rows came before.
     """
-    return _before(pl.Series(values).rolling_min(window, min_samples=minimum))
+    lowest, width = np.concatenate([np.full(window, np.inf), values]), 1
+    while width < window:  # of two neighbouring stretches each time
+        further = min(width, window - width)
+        lowest = np.minimum(lowest[:-further], lowest[further:])
+        width += further
+    lowest = lowest[: values.size]
+    lowest[:minimum] = np.nan
+    return lowest
 
 
 def trailing_mean(values: Floats, window: int, minimum: int = 1) -> Floats:
@@ -107,25 +114,25 @@ def medians_at(values: Floats, rows: Rows, window: int, minimum: int = 1) -> Flo
     return medians
 
 
-def below_median(values: Floats, window: int) -> Floats:
+def below_median(values: Floats, window: int, stride: int = STRIDE) -> Floats:
     """Bound the median of the `window` rows before each row from below, at a tenth of its cost.
 
-    Every `STRIDE` rows a window is looked at. In the next rows at most that many values are exchanged, so the
+    Every `stride` rows a window is looked at. In the next rows at most that many values are exchanged, so the
     median stays above the value that is as many ranks lower.
 
     Returns:
         One value a row, minus infinity in the first rows, for short windows and wherever a window holds NaN.
     """
     bound = np.full(values.size, -np.inf)
-    rank = (window - 1) // 2 - STRIDE
+    rank = (window - 1) // 2 - stride
     if values.size > window and rank >= 0:
-        windows = np.lib.stride_tricks.sliding_window_view(values, window)[::STRIDE]
+        windows = np.lib.stride_tricks.sliding_window_view(values, window)[::stride]
         lower = np.empty(len(windows))
         for start in range(0, len(windows), CHUNK):
             part = slice(start, start + CHUNK)
             lower[part] = np.partition(windows[part], rank, axis=1)[:, rank]
         lower[~np.isfinite(lower)] = -np.inf
-        bound[window:] = np.repeat(lower, STRIDE)[: values.size - window]
+        bound[window:] = np.repeat(lower, stride)[: values.size - window]
     return bound
 
 
@@ -141,6 +148,16 @@ def rows_above_median(values: Floats, window: int, minimum: int, rise: Floats | 
     return rows[above], medians[above]
 
 
+def rows_after(flags: Flags, rows: int) -> NDArray[np.int64]:
+    """Count the flags among the `rows` rows before each row.
+
+    Returns:
+        One count a row.
+    """
+    seen = np.concatenate([np.zeros(rows + 1, dtype=np.int64), np.cumsum(flags)])
+    return np.asarray(seen[rows : rows + flags.size] - seen[: flags.size])
+
+
 def block_medians(values: Floats, rows: int) -> Floats:
     """Median of each block of `rows` rows, counted from the end; rows left over at the beginning are left out.
 
@@ -148,7 +165,11 @@ def block_medians(values: Floats, rows: int) -> Floats:
         One value a block, in order.
     """
     blocks = values[values.size % rows :].reshape(-1, rows)
-    return np.asarray(np.median(blocks, axis=1)) if blocks.size else np.empty(0)
+    if not blocks.size:
+        return np.empty(0)
+    low, high = (rows - 1) // 2, rows // 2
+    ordered = np.partition(blocks, (low, high), axis=1)
+    return np.asarray(0.5 * (ordered[:, low] + ordered[:, high]))
 
 
 def sorted_median(block: Floats) -> Floats:
