@@ -405,6 +405,30 @@ def test_what_cannot_be_opened_is_one_line(
     assert "Traceback" not in told and address.partition("://")[0] in told
 
 
+@pytest.mark.parametrize(
+    ("raised", "hint"),
+    [
+        (PermissionError("Access Denied"), "may not be read by you; log in to the store"),
+        (
+            type("NoCredentialsError", (Exception,), {})("Unable to locate"),
+            "Unable to locate.*log in to the store",
+        ),
+        (TimeoutError(), r"cannot be read \(TimeoutError\)"),
+        (OSError("first\nsecond"), r"cannot be read \(OSError: first\)"),
+    ],
+)
+def test_what_a_store_raises_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, hint: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(Far, "ls", fail)
+    with pytest.raises(InputError, match=hint) as caught:
+        open_run("far://bucket/run")
+    assert str(caught.value).startswith("far://bucket/run: ") and "\n" not in str(caught.value)
+
+
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hnf_offline\[remote\]'"):

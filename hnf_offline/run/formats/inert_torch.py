@@ -88,11 +88,17 @@ def load(path: Path, converter: str, *, memory_map: bool = True) -> Any:
     """
     import torch
 
-    known = [(Settings, name) for name in read_outline(path).foreign if _SETTINGS.fullmatch(name)]
+    known = [_stand_in(name) for name in read_outline(path).foreign if _SETTINGS.fullmatch(name)]
     try:
-        with _LOCK, torch.serialization.safe_globals(known):  # type: ignore[arg-type]
+        with _LOCK, torch.serialization.safe_globals([*known]):
             return torch_file.load(path, memory_map=memory_map)
     except UnsafeFileError as error:
         raise UnsafeFileError(error.reason, path=path, remedy=converter) from error
     except (AttributeError, TypeError) as error:
         raise InputError(f"is damaged ({error})", path=path, remedy=converter) from error
+
+
+def _stand_in(name: str) -> type[Settings]:
+    # torch finds a class by its module and name; this one has nothing else of it.
+    module, _, own = name.rpartition(".")
+    return type(own, (Settings,), {"__module__": module, "__qualname__": own})

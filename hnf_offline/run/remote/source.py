@@ -218,9 +218,7 @@ def _told(place: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError("is not there", path=place, remedy=_REMEDY) from error
     except PermissionError as error:
-        raise InputError(
-            "may not be read by you", path=place, remedy="log in to the store, or ask its owner"
-        ) from error
+        raise InputError("may not be read by you", path=place, remedy=_permission(place)) from error
     except ValueError as error:
         if "Protocol not known" in str(error):
             raise InputError(
@@ -230,7 +228,13 @@ def _told(place: str) -> Iterator[None]:
             ) from error
         raise InputError(f"cannot be read ({_line(error)})", path=place, remedy=_REMEDY) from error
     except Exception as error:
-        raise InputError(f"cannot be read ({_line(error)})", path=place, remedy=_REMEDY) from error
+        remedy = _permission(place) if "Credentials" in type(error).__name__ else _REMEDY
+        raise InputError(f"cannot be read ({_line(error)})", path=place, remedy=remedy) from error
+
+
+def _permission(place: str) -> str:
+    public = "; for a public bucket set FSSPEC_S3_ANON=true" if place.startswith("s3") else ""
+    return f"log in to the store, or ask its owner{public}"
 
 
 def _line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -154,7 +155,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
         shard = next(folder.glob("*.distcp"))
         shard.write_bytes(shard.read_bytes()[:200])
     else:
+        shutil.rmtree(folder)
         distributed.save({"rng_state/shard_0_1": torch.zeros(3)}, checkpoint_id=folder, no_dist=True)
+        (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
     checkpoints, skipped = find(tmp_path)
     assert [checkpoint.step for checkpoint in checkpoints] == [2000]
     assert len(skipped) == 1 and skipped[0].remedy and skipped[0].checkpoint
