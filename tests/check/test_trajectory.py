@@ -100,14 +100,15 @@ def test_weights_that_only_jitter_are_not_called_out_of_order(seed: int, steps: 
     assert max(detours(apart)) < 2.5
 
 
-@given(seed=st.integers(0, 10_000), steps=st.integers(4, 30), scale=st.floats(1e-6, 1e6))
+@given(seed=st.integers(0, 10_000), steps=st.integers(6, 30), scale=st.floats(1e-6, 1e6))
 @settings(max_examples=30, deadline=None)
 def test_units_and_origin_of_the_weights_do_not_matter(seed: int, steps: int, scale: float) -> None:
     way = walk("random", steps, seed)
-    order = np.random.default_rng(seed).permutation(steps)
+    order = np.arange(steps)
+    order[[1, 4]] = 4, 1
     made = [(one.first, one.second) for one in exchanges(distances(way[order]))]
     moved = [(one.first, one.second) for one in exchanges(distances(scale * (way[order] + 3)))]
-    assert made == moved
+    assert made == moved == [(1, 4)]
 
 
 @given(seed=st.integers(0, 10_000), data=st.data())
