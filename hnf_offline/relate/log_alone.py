@@ -27,6 +27,7 @@ def log_findings(run: Run, log: Log, *, rule: str = "robust") -> LogFindings:
         log={
             "path": spelled(run.path),
             "steps": [int(log.rows["step"][0]), int(log.rows["step"][-1])] if log.rows.height else [],
+            "disagreeing": log.disagreeing,
             "losses": log.rows.height - log.rows["loss"].null_count(),
             **log_facts(log, run.path if run.path.is_dir() else run.path.parent),
         },
@@ -45,6 +46,8 @@ def how_written(log: Log) -> Written:
     """Say how a log was written, in the words of `detect`.
 
     Returns:
-        Rows, repeated rows and restarts.
+        Rows, repeated rows, those among them that disagree, and restarts.
     """
-    return Written(rows=log.rows.height, repeated=log.duplicates, restarts=log.restarts)
+    return Written(
+        rows=log.rows.height, repeated=log.duplicates, restarts=log.restarts, disagreeing=log.disagreeing
+    )

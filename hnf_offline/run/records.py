@@ -81,6 +81,7 @@ class Log:
         formats: names of the formats that read the files, each once.
         segments: the stretches it was put together from, in the order in which they were written.
         notes: what a reader said of the log beside its rows, one sentence each.
+        disagreeing: how many of the duplicates have another loss than the row that counts.
         shift: added to the file's steps so that `step` counts optimizer updates; 1 for a log that counts from 0.
     """
 
@@ -93,6 +94,7 @@ class Log:
     formats: tuple[str, ...] = ()
     segments: tuple[LogSegment, ...] = ()
     notes: tuple[str, ...] = ()
+    disagreeing: int = 0
     shift: int = 0
 
 

@@ -204,3 +204,17 @@ def test_a_folder_without_a_log_says_what_to_do(hnf, tmp_path):
     said = hnf("spikes", tmp_path / "run")
     assert said.code == 2
     assert "has no training log that can be read; name the log file itself" in said.err
+
+
+def test_rows_written_again_with_another_loss_are_counted(hnf, write_log, tmp_path):
+    log = write_log(tmp_path / "log.jsonl", spike=None)
+    lines = log.read_text().splitlines()
+    again = [
+        json.dumps({**json.loads(line), "loss": 2.9 + 0.001 * place})
+        for place, line in enumerate(lines[50:54])
+    ]
+    log.write_text("\n".join([*lines[:60], *again, *lines[54:]]) + "\n")
+    document = hnf("spikes", log, "--json").json
+    assert (document["log"]["duplicates"], document["log"]["disagreeing"]) == (10, 4)
+    (event,) = (event for event in document["events"] if event["kind"] == "duplicated-log")
+    assert "4 of them with another loss" in event["evidence"]
