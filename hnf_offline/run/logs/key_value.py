@@ -130,20 +130,24 @@ class _Parser:
     def _from_bar(self, bar: re.Match[str]) -> Mapping[str, float] | None:
         row = {found[1] or found[2]: _number(found[3]) for found in _PAIR.finditer(bar[4])}
         if not any(meaning(name) == "step" for name in row):
-            before = int(bar[1]) * int(bar[3]) if bar[1] and bar[3] != "?" else 0
-            row = {"step": float(before + int(bar[2])), **row}
+            epochs = int(bar[1]) * int(bar[3]) if bar[1] and bar[3] != "?" else 0
+            row = {"step": float(epochs + int(bar[2])), **row}
             if bar[2] == "0":
                 return None
         if not self._complete(row):
             return None
-        # A bar is drawn again and again: what it said of this step before is not said twice.
+        # A bar is drawn several times a step, first with the numbers of the step before; the last drawing counts.
         step = next(name for name in row if meaning(name) == "step")
-        if self._bar.get(step) == row[step]:
-            news = {name: value for name, value in row.items() if self._bar.get(name) != value}
-            self._bar = row
-            return {step: row[step], **news} if news else None
-        self._bar = row
-        return row
+        before, self._bar = self._bar, row
+        return before if before and before.get(step) != row[step] else None
+
+    def rest(self) -> Mapping[str, float] | None:
+        """Give the row of the bar that was drawn last.
+
+        Returns:
+            The row, None where there is none.
+        """
+        return self._bar or None
 
     def _complete(self, row: Mapping[str, float]) -> bool:
         if self._named and not self._named.isdisjoint(row):

@@ -168,8 +168,14 @@ def head(path: Path, characters: int) -> str:
     Returns:
         The text, "" where nothing can be read.
     """
+    parts: list[str] = []
+    size = 0
     try:
         with open_text(path) as file:
-            return _NOISE.sub("", file.read(characters))
+            # Small reads, so that what comes before a damage in compressed data is not lost.
+            while size < characters and (part := file.read(min(characters - size, 8192))):
+                parts.append(part)
+                size += len(part)
     except (InputError, OSError, EOFError, ValueError, zlib.error):
-        return ""
+        pass
+    return _NOISE.sub("", "".join(parts))

@@ -21,7 +21,8 @@ LONGEST_ROW = 20_000
 _MOST_SHAPES = 100
 _MAY_GO_ON = frozenset("0123456789.eE+-")
 
-#: What a line is to a reader: a row, an empty mapping for a row that cannot be read, None for any other line.
+#: What a line is to a reader: a row, an empty mapping for a row that cannot be read, None for any other line. A reader
+#: that holds a row back until a later line ends it has a method `rest`, which gives what is held after the last line.
 Parse = Callable[[str], Mapping[str, float] | None]
 
 
@@ -58,6 +59,7 @@ def collect(path: Path, parse: Parse) -> tuple[Rows, int, tuple[str, ...]]:
     lines = Lines(path)
     skipped = 0
     known: set[frozenset[str]] = set()
+    rest: Callable[[], Mapping[str, float] | None] | None = getattr(parse, "rest", None)
     for line in lines:
         if overflows.reads(line):
             continue
@@ -68,13 +70,16 @@ def collect(path: Path, parse: Parse) -> tuple[Rows, int, tuple[str, ...]]:
             skipped += 1
             continue
         names = frozenset(row)
-        if lines.unended and known and (names not in known or line[-1:] in _MAY_GO_ON):
+        fewer = rest is None and names not in known
+        if lines.unended and known and (fewer or line[-1:] in _MAY_GO_ON):
             # The last line was cut off: values are missing, or its last number may be but the first digits.
             skipped += 1
             continue
         if len(known) < _MOST_SHAPES:
             known.add(names)
         rows.add(overflows.added(row))
+    if rest is not None and (held := rest()):
+        rows.add(overflows.added(held))
     overflows.finish(rows)
     return rows, skipped + lines.overlong, lines.notes()
 
