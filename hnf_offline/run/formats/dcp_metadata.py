@@ -133,7 +133,9 @@ def plain_value(item: Item) -> Any:
             if member.file_size > _LARGEST_VALUE:
                 return None
             value = decode(archive.read(member), piece.file)
-    except (OSError, EOFError, ValueError, StopIteration, RuntimeError, zipfile.BadZipFile, InputError):
+    except (
+        Exception
+    ):  # zipfile raises BadZipFile, OverflowError, NotImplementedError ... on damaged bytes alike
         return None
     return None if isinstance(value, Record) else value
 

@@ -30,7 +30,7 @@ from hnf_offline.errors import InputError, UnsafeFileError
 from hnf_offline.run import open_run
 from hnf_offline.run.batches import load_rows
 from hnf_offline.run.formats import configuration, dcp, find, load_optimizer, load_weights
-from hnf_offline.run.formats.dcp_metadata import read_index
+from hnf_offline.run.formats.dcp_metadata import Item, Piece, plain_value, read_index
 from hnf_offline.run.model.build import build_model, load_weights_into
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.run.optimizer import match_optimizer
@@ -292,6 +292,24 @@ def test_a_damaged_block_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged") as caught:
         load_weights(find(tmp_path)[0][0])
     assert caught.value.path == file
+
+
+def test_a_damaged_value_is_no_value(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save((0.8, 0.95), buffer)
+    whole = buffer.getvalue()
+    file = tmp_path / "__0_0.distcp"
+    generator = torch.Generator().manual_seed(0)
+    known = 0
+    for place in torch.randint(0, len(whole), (300,), generator=generator).tolist():
+        # The directory at the end is what damage hits hardest.
+        for at in (place, len(whole) - 1 - place % 400):
+            data = bytearray(whole)
+            data[at] ^= 0xFF
+            file.write_bytes(data)
+            value = plain_value(Item("betas", (), None, None, (Piece((), (), file, 0, len(data)),)))
+            known += value == (0.8, 0.95)
+    assert 0 < known < 600
 
 
 @pytest.mark.parametrize("content", [b"\x80", b"\x80\x04.", b"\x80\x04N.", b"\x80\x04}.", b""])
