@@ -181,7 +181,7 @@ def test_in_the_trainer_itself(tmp_path: Path) -> None:
         args = TrainingArguments(
             output_dir=str(tmp_path / "out"), per_device_train_batch_size=ROWS, gradient_accumulation_steps=PARTS,
             max_steps=STEPS, learning_rate=1e-3, max_grad_norm=1.0, logging_steps=1, report_to=[], use_cpu=True,
-            save_strategy="no", disable_tqdm=True, lr_scheduler_type="linear",
+            save_strategy="no", disable_tqdm=True, lr_scheduler_type="linear", optim="adamw_torch",
         )  # fmt: skip
         trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=callbacks)
         trainer.train()
