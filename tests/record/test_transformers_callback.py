@@ -165,6 +165,7 @@ def test_an_exception_in_training_freezes(tmp_path: Path) -> None:
     assert run.batches is not None and len(run.batches.rows_of_step(1)) == 1
 
 
+@pytest.mark.libraries
 def test_in_the_trainer_itself(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
