@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.flat_tokens import flat_shape, read_spans
 from hnf_offline.run.formats.safetensors_file import read_header
 from hnf_offline.run.manifest import Manifest
+from hnf_offline.run.numpy_archive import READ_FAULTS, arrays_of, open_array
 from hnf_offline.run.paths import leads_out
 from hnf_offline.run.records import Batches
 from hnf_offline.run.remote import whole
@@ -237,31 +235,11 @@ def _arrays(file: Path) -> Mapping[str, _Array]:
     if file.suffix != ".npz":
         raise InputError("is neither .safetensors nor .npz", path=file, remedy=_REMEDY)
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        arrays = {}
-        for name in names:
-            with _member(file, name) as (_, shape, kind):
-                arrays[name] = _Array(shape, kind.kind in {"i", "u"})
-        return arrays
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
+        return {name: _Array(shape, kind.kind in {"i", "u"}) for name, shape, kind in arrays_of(file)}
+    except READ_FAULTS as error:
         raise InputError(
-            f"is not a numpy archive of plain arrays ({error})", path=file, remedy=_REMEDY
+            f"is not a numpy archive of plain arrays ({str(error)[:200]})", path=file, remedy=_REMEDY
         ) from error
-
-
-@contextmanager
-def _member(file: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-    # One array of a .npz, read from behind its header; arrays of objects (pickles) are refused.
-    from numpy.lib import format as npy
-
-    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
-        version = npy.read_magic(member)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, kind = read(member)
-        if kind.hasobject or (fortran and len(shape) > 1):
-            raise ValueError(f"array {name!r} holds objects or is stored by columns")
-        yield member, tuple(int(n) for n in shape), kind
 
 
 def _name(names: Mapping[str, _Array], wanted: str | None, usual: Sequence[str], file: Path) -> str | None:
@@ -322,8 +300,10 @@ def _read_rows(batches: Batches, name: str, rows: Sequence[int]) -> np.ndarray[A
         if file.suffix == ".npz":
             return _read_member(file, name, rows, batches.rows)
         return _read_slices(file, name, rows, batches.rows)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
-        raise InputError(f"its array {name!r} cannot be read ({error})", path=file, remedy=_REMEDY) from error
+    except READ_FAULTS as error:
+        raise InputError(
+            f"its array {name!r} cannot be read ({str(error)[:200]})", path=file, remedy=_REMEDY
+        ) from error
 
 
 def _shifted(labels: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -342,7 +322,7 @@ def _read_member(
     # Read rows of one array of a .npz, passing over the others without keeping them.
     import numpy as np
 
-    with _member(file, name) as (member, shape, kind):
+    with open_array(file, name) as (member, shape, kind):
         width = math.prod(shape) // height
         row_bytes = width * kind.itemsize
         start = member.tell()
@@ -361,10 +341,13 @@ def _read_slices(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     # Read rows of one tensor of a safetensors file, each by its own slice.
     import numpy as np
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     with safe_open(str(file), framework="np") as archive:
-        stored = archive.get_slice(name)
+        try:
+            stored = archive.get_slice(name)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
         shape = stored.get_shape()
         if len(shape) and shape[0] == height:
             parts = [np.asarray(stored[row : row + 1]).reshape(-1) for row in rows]

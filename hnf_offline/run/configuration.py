@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from hnf_offline.run.records import Checkpoint, Run
 _DEEPEST = 6
 _MOST_ENTRIES = 2_000
 _LONGEST_TEXT = 500
+_MOST_VISITED = 20_000
+#: Whole numbers beyond this are no setting; some thousand digits cannot even be printed.
+_LARGEST = 1 << 64
 
 #: Short names of optimizer settings -> the field's words.
 _WORDS = {"lr": "learning_rate", "wd": "weight_decay", "initial_lr": "initial_learning_rate"}
@@ -81,21 +85,52 @@ def optimizer_configuration(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]
     return {}
 
 
-def flatten(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Walk nested mappings.
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk nested mappings, in bounded time even where they hold themselves.
 
     Yields:
         Dotted name and value of every number, text, flag and short list; None and deeper ones are left out.
     """
-    if isinstance(value, Mapping):
-        if depth < _DEEPEST:
-            for key, inner in value.items():
-                yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key), depth + 1)
-    elif isinstance(value, list | tuple):
-        text = json.dumps(value, default=str)
-        if len(text) <= _LONGEST_TEXT:
-            yield prefix, list(value)
-    elif isinstance(value, str):
-        yield prefix, value[:_LONGEST_TEXT]
-    elif isinstance(value, bool | int | float):
-        yield prefix, value
+    waiting: list[tuple[str, Any, int]] = [(prefix, value, 0)]
+    for _ in range(_MOST_VISITED):
+        if not waiting:
+            return
+        name, one, depth = waiting.pop()
+        if isinstance(one, Mapping):
+            if depth < _DEEPEST:
+                named = [
+                    (f"{name}.{key}" if name else str(key), inner, depth + 1)
+                    for key, inner in islice(one.items(), _MOST_VISITED)
+                    if isinstance(key, str | int)
+                    and len(name) + len(str(key)[:_LONGEST_TEXT]) < _LONGEST_TEXT
+                ]
+                waiting += reversed(named)
+        elif isinstance(one, list | tuple):
+            if _is_short(one):
+                yield name, list(one)
+        elif isinstance(one, str):
+            yield name, one[:_LONGEST_TEXT]
+        elif isinstance(one, bool | float) or (isinstance(one, int) and abs(one) < _LARGEST):
+            yield name, one
+
+
+def _is_short(value: Any) -> bool:
+    # Whether a list is spelled in few characters. One of ten lists of ten lists ... would be spelled for ever.
+    waiting = [value]
+    seen = 0
+    while waiting:
+        one = waiting.pop()
+        seen += 1
+        if isinstance(one, Mapping):
+            waiting += islice(one.keys(), _LONGEST_TEXT)
+            waiting += islice(one.values(), _LONGEST_TEXT)
+        elif isinstance(one, list | tuple | set | frozenset):
+            waiting += islice(one, _LONGEST_TEXT)
+        elif isinstance(one, int) and abs(one) >= _LARGEST:
+            return False
+        if seen + len(waiting) > _LONGEST_TEXT:
+            return False
+    try:
+        return len(json.dumps(value, default=str)) <= _LONGEST_TEXT
+    except (TypeError, ValueError, RecursionError):  # a key that is no name
+        return False

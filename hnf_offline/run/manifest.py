@@ -14,6 +14,7 @@ from hnf_offline.run.paths import OUTWARD, OUTWARD_REMEDY, beside, inside, leads
 from hnf_offline.run.records import OptimizerSettings
 
 NAME = "run.toml"
+_LARGEST = 5_000_000
 
 #: Section -> key -> what its value has to be.
 KEYS: Mapping[str, Mapping[str, str]] = {
@@ -120,11 +121,15 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
     if path is None and leads_out(file, run):
         raise InputError(OUTWARD, path=file, remedy=OUTWARD_REMEDY)
     try:
+        if file.stat().st_size > _LARGEST:
+            raise InputError(
+                "is too large to be settings", path=file, remedy="name files of numbers in it instead"
+            )
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=file) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not TOML: {error}", path=file, remedy="mend that line") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no text, or brackets in brackets without end
+        raise InputError(f"is not TOML: {str(error)[:300]}", path=file, remedy="mend that line") from error
 
     _check_keys(content, file)
     model, batches, optimizer = (content.get(name, {}) for name in ("model", "batches", "optimizer"))

@@ -15,6 +15,7 @@ from hnf_offline.run.formats import safetensors_file, torch_file
 from hnf_offline.run.formats.dcp_metadata import NAME, Item, Piece, plain_value, read_bytes, read_index
 from hnf_offline.run.formats.inert_pickle import REMEDY
 from hnf_offline.run.formats.names import step_in_name, step_in_path
+from hnf_offline.run.formats.torch_outline import outline_of
 from hnf_offline.run.records import Checkpoint
 
 if TYPE_CHECKING:
@@ -255,10 +256,13 @@ def _block(piece: Piece, name: str, dtype: Any) -> Tensor:
 def _load(piece: Piece) -> Any:
     import torch
 
+    data = read_bytes(piece)
+    # Before torch believes it: what the block says of itself fits into it.
+    outline_of(data, piece.file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(read_bytes(piece)), map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:

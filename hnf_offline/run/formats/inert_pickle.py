@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hnf_offline.errors import InputError, UnsafeFileError
+from hnf_offline.run.formats.pickle_nesting import Nesting
 
 REMEDY = "copy the checkpoint again from where it was written, or remove it"
 
@@ -270,9 +271,11 @@ def _decode(
 
 
 def _check_opcodes(data: bytes, allowed: frozenset[str]) -> None:
+    nesting = Nesting()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name not in allowed:
             raise _Refused(f"opcode {opcode.name}")
+        nesting.take(opcode.name, argument)
         # A memo is a table as long as its highest number, whatever was put there.
         if opcode.name in {"BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > count:
             raise _Refused(f"memo {argument}")

@@ -17,6 +17,8 @@ REMEDY = "copy the file again from where it was written, or remove this checkpoi
 #: The library itself takes 100 MB; this is room for 100,000 tensors, five times more than the largest file seen.
 _LONGEST_HEADER = 16_000_000
 _MOST_DIMENSIONS = 64
+#: Values in one JSON text: three times those of a header of 100,000 tensors.
+_MOST_VALUES = 3_000_000
 #: More elements than any file has bytes.
 _MOST_ELEMENTS = 1 << 62
 
@@ -80,14 +82,16 @@ def read_header_and_start(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_json_text(text: bytes) -> Any:
-    """Decode JSON, unless it is made of brackets: those unfold into a hundred times their size.
+    """Decode JSON, unless it is made of brackets, which unfold into a hundred times their size, or of small values.
 
     Returns:
         What it says.
 
     Raises:
-        ValueError: when it is not JSON, or almost nothing but brackets.
+        ValueError: when it is not JSON, almost nothing but brackets, or millions of values.
     """
+    if text.count(b",") > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
     if text.count(b"{") + text.count(b"[") > 10_000 + len(text) // 8:
         raise ValueError("almost nothing but brackets")
     return json.loads(text)

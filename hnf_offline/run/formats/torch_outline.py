@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.formats.inert_pickle import ITEM_SIZES, Record, Sealed, decode_plain, decode_stored
@@ -67,6 +67,25 @@ class ForeignRecord(Record):
 
     def extend(self, values: Any) -> None:
         """Forget entries."""
+
+
+class _ByteArray(Record):
+    """A bytearray of bytes; one of a number is as many zeros, however many that is."""
+
+    __slots__ = ()
+
+    def __new__(cls, *arguments: Any) -> _ByteArray:
+        """Keep the bytes it would have been made of.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: when it would be made of a number.
+        """
+        if any(isinstance(argument, int) for argument in arguments):
+            raise ValueError("it asks for memory by a number")
+        return cast("_ByteArray", super().__new__(cls, *arguments))
 
 
 class _Dictionary(dict[Any, Any], metaclass=Sealed):
@@ -123,11 +142,9 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch.nn.parameter", "Parameter"): Record,
     ("_codecs", "encode"): Record,
     ("collections", "Counter"): Record,
-    **{
-        (module, name): Record
-        for module in ("builtins", "__builtin__")
-        for name in ("set", "bytearray", "complex")
-    },
+    **{(module, name): Record for module in ("builtins", "__builtin__") for name in ("set", "complex")},
+    ("builtins", "bytearray"): _ByteArray,
+    ("__builtin__", "bytearray"): _ByteArray,
     **{("torch", name): name for name in ITEM_SIZES},
     **{("torch", name): name for name in _STORAGES},
     ("torch.storage", "UntypedStorage"): "UntypedStorage",
@@ -151,6 +168,27 @@ def read_outline(path: Path) -> Outline:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path) from error
     return _outline(path, state.st_mtime_ns, state.st_size)
+
+
+def outline_of(data: bytes, path: Path) -> Outline:
+    """Read what a part of a file that torch.save wrote holds, checked as `read_outline` does.
+
+    Args:
+        data: the part.
+        path: the file it is of, for error messages.
+
+    Returns:
+        Its content without numbers.
+
+    Raises:
+        InputError: when it is damaged, or of another kind.
+    """
+    file = io.BytesIO(data)
+    if data[:4] == b"PK\x03\x04":
+        return _zipped(file, len(data), path)
+    if data[:1] == b"\x80":
+        return _legacy(file, len(data), path)
+    raise InputError("is empty, truncated, or not a torch file", path=path, remedy=_REMEDY)
 
 
 # One layout after another looks at the same file.

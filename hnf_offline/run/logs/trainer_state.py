@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.logs.lines import open_text
+from hnf_offline.run.logs.lines import most_text, open_text
 from hnf_offline.run.logs.raw import RawLog, flatten
 from hnf_offline.run.logs.rows import Rows
 
 #: Characters of a state that are read; ten million rows take more.
-_LONGEST = 1_000_000_000
+_LONGEST = 400_000_000
 _MOST_FAILURES = 200
 _HISTORY = re.compile(r'"log_history"\s*:\s*')
 _BETWEEN = re.compile(r"[\s,]*")
@@ -52,7 +52,7 @@ def read(path: Path) -> RawLog:
     """
     with open_text(path) as file:
         try:
-            text = file.read(_LONGEST)
+            text = file.read(min(_LONGEST, most_text(path)))
         except (OSError, EOFError, ValueError) as error:
             raise InputError(
                 f"cannot be read ({error})", path=path, remedy="copy it again from the run"
