@@ -299,17 +299,14 @@ def test_a_damaged_value_is_no_value(tmp_path: Path) -> None:
     torch.save((0.8, 0.95), buffer)
     whole = buffer.getvalue()
     file = tmp_path / "__0_0.distcp"
-    generator = torch.Generator().manual_seed(0)
     known = 0
-    for place in torch.randint(0, len(whole), (300,), generator=generator).tolist():
-        # The directory at the end is what damage hits hardest.
-        for at in (place, len(whole) - 1 - place % 400):
-            data = bytearray(whole)
-            data[at] ^= 0xFF
-            file.write_bytes(data)
-            value = plain_value(Item("betas", (), None, None, (Piece((), (), file, 0, len(data)),)))
-            known += value == (0.8, 0.95)
-    assert 0 < known < 600
+    for at in range(len(whole)):
+        data = bytearray(whole)
+        data[at] = 0xFF  # in its directory this makes zipfile raise half a dozen kinds of errors
+        file.write_bytes(data)
+        value = plain_value(Item("betas", (), None, None, (Piece((), (), file, 0, len(data)),)))
+        known += value == (0.8, 0.95)
+    assert 0 < known < len(whole)
 
 
 @pytest.mark.parametrize("content", [b"\x80", b"\x80\x04.", b"\x80\x04N.", b"\x80\x04}.", b""])
