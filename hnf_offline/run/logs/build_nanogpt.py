@@ -9,7 +9,7 @@ from pathlib import Path
 from hnf_offline.run.logs.raw import RawLog
 from hnf_offline.run.logs.text_rows import NUMBER, read_rows, seen
 
-# Source: karpathy/build-nanogpt@ec39245 train_gpt2.py, training loop: "step {step:5d} | loss: {loss:.6f} | lr {lr:.4e}
+# Source: karpathy/build-nanogpt train_gpt2.py, training loop: "step {step:5d} | loss: {loss:.6f} | lr {lr:.4e}
 # | norm: {norm:.4f} | dt: {ms:.2f}ms | tok/sec: {tokens:.2f}", "validation loss: {loss:.4f}"; log/log.txt holds
 # "{step} val {loss:.4f}", "{step} hella {accuracy:.4f}" and "{step} train {loss:.6f}".
 _STEP = re.compile(r"^\s{0,20}step\s{1,20}(\d{1,15}) \|(.*)", re.MULTILINE)

@@ -9,7 +9,7 @@ from hnf_offline.run.logs.columns import SYNONYMS, normalised
 from hnf_offline.run.logs.raw import as_number
 from hnf_offline.run.logs.rows import Rows
 
-# Sources: NVIDIA/apex@b82c6bd apex/amp/handle.py, "Gradient overflow.  Skipping step, loss scaler 0 reducing loss
+# Sources: NVIDIA/apex apex/amp/handle.py, "Gradient overflow.  Skipping step, loss scaler 0 reducing loss
 # scale to 32768.0"; deepspeedai/DeepSpeed@18fd4c9 deepspeed/runtime/fp16/loss_scaler.py, DynamicLossScaler
 # .update_scale, "[deepspeed] OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 65536, reducing to 32768", in
 # older releases "Attempting loss scale: 65536"; facebookresearch/fairseq@3d262bb fairseq/trainer.py, "gradient
