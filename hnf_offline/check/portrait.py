@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -68,12 +69,14 @@ def _tensor(tensor: Tensor, kept: int) -> TensorPortrait:
     flat = tensor.contiguous().reshape(-1)
     squares, nonfinite = 0.0, 0
     for start in range(0, flat.numel() if tensor.is_floating_point() else 0, _CHUNK):
-        chunk = flat[start : start + _CHUNK].to(torch.float32)
-        finite = torch.isfinite(chunk)
-        bad = chunk.numel() - int(finite.sum())
-        nonfinite += bad
-        chunk = torch.where(finite, chunk, torch.zeros_like(chunk)) if bad else chunk
-        squares += float(chunk.double().square().sum())
+        chunk = flat[start : start + _CHUNK]
+        chunk = chunk if chunk.dtype == torch.float64 else chunk.to(torch.float32)
+        length = float(torch.linalg.vector_norm(chunk))
+        if not math.isfinite(length):  # the one number says whether a closer look is needed
+            finite = torch.isfinite(chunk)
+            nonfinite += chunk.numel() - int(finite.sum())
+            length = float(torch.linalg.vector_norm(torch.where(finite, chunk, 0.0).double()))
+        squares += length**2
     places = _places(flat.numel(), kept)
     sample = flat[torch.from_numpy(places)].to(torch.float32) if tensor.is_floating_point() else flat[:0]
     return TensorPortrait(
