@@ -120,6 +120,10 @@ def verdict(
     if broken is not None:
         sentence = f"Not finite: {broken.evidence.rstrip('.')}."
         return {"word": "Diverged", "sentence": sentence, "caveat": ""}
+    climb = next((found for found in pathologies if found.kind == "slow-divergence"), None)
+    if climb is not None:
+        sentence = f"No spike, but a climb: {climb.evidence.rstrip('.')}."
+        return {"word": "Diverged", "sentence": sentence, "caveat": ""}
     if not loss.size:
         if not checkpoints:
             return {"word": "Cannot say", "sentence": "Neither a log nor a profile was read.", "caveat": ""}

@@ -218,3 +218,12 @@ def test_rows_written_again_with_another_loss_are_counted(hnf, write_log, tmp_pa
     assert (document["log"]["duplicates"], document["log"]["disagreeing"]) == (10, 4)
     (event,) = (event for event in document["events"] if event["kind"] == "duplicated-log")
     assert "4 of them with another loss" in event["evidence"]
+
+
+def test_a_report_of_a_slow_climb_says_diverged(hnf, tmp_path):
+    log = tmp_path / "log.jsonl"
+    losses = [2 + 3 * 0.99**i + max(0, i - 500) * 0.005 for i in range(1000)]
+    log.write_text("".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses)))
+    verdict = hnf("report", log, "--json").json["verdict"]
+    assert verdict["word"] == "Diverged"
+    assert "climbed from 2" in verdict["sentence"]
