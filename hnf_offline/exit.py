@@ -81,5 +81,5 @@ def _usage(error: Exception, message: str) -> int:
 def _fail(text: str, code: int) -> int:
     if os.environ.get("HNF_DEBUG") and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    note(f"hnf: {' '.join(text.split(chr(10)))}")
+    note(f"hnf: {text}")
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -11,6 +12,9 @@ from typing import Any
 
 from hnf_offline.errors import UsageError
 from hnf_offline.progress import is_live, printable
+
+#: C1 controls, marks that hide or reverse text, and halves of characters.
+_OBEYED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 #: Fields of a catalogue entry, as `--json` prints them and `explanation` spells them.
 TOLD = ("name", "unit", "tier", "layers", "formula", "description", "reading", "cannot", "reference", "bands")
@@ -23,8 +27,9 @@ def emit(text: str) -> None:
 
 
 def emit_json(document: Mapping[str, Any]) -> None:
-    """Print one strict JSON document."""
-    print(json.dumps(document, allow_nan=False, ensure_ascii=not _utf(), indent=2, default=str))
+    """Print one strict JSON document; what a terminal would obey, and half characters, stay escaped in it."""
+    text = json.dumps(document, allow_nan=False, ensure_ascii=not _utf(), indent=2, default=str)
+    print(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def terminal() -> dict[str, Any]:

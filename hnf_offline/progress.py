@@ -19,6 +19,10 @@ SHARE = 0.1
 SECONDS = 30.0
 
 
+#: Characters of a line on stderr; what a file calls its tensors may have more.
+LONGEST = 2_000
+
+
 def printable(text: str) -> str:
     """Escape what a terminal would obey instead of show, such as control characters in file names.
 
@@ -43,8 +47,9 @@ def is_live(stream: object = None) -> bool:
 
 
 def note(text: str) -> None:
-    """Print one line on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Print one line on stderr, however many a file's name has and however long one in a file is."""
+    line = printable(text).replace("\n", "\\n")
+    print(line if len(line) <= LONGEST else f"{line[:LONGEST]} ...", file=sys.stderr, flush=True)
 
 
 class Reporter:

@@ -77,7 +77,8 @@ def format_of(path: Path) -> str | None:
     """
     if path.is_dir():
         return next((name for name, one in LOG_FORMATS.items() if one.recognises(path, "")), None)
-    start = head(path, _HEAD)
+    # A pipe would be waited for.
+    start = head(path, _HEAD) if path.is_file() else ""
     if not start:
         return None
     plain = path.with_suffix("") if path.suffix == ".gz" else path
@@ -144,6 +145,8 @@ def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | Non
 def _read(file: Path, columns: Mapping[str, str]) -> tuple[str, RawLog]:
     if not file.exists():
         raise InputError("is not there", path=file, remedy="check the spelling")
+    if not file.is_file() and not file.is_dir():
+        raise InputError("is neither a file nor a folder", path=file, remedy="save what it gives to a file")
     name = format_of(file)
     if name is not None:
         return name, LOG_FORMATS[name].read(file)
