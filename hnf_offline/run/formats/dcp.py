@@ -135,6 +135,8 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def _is_checkpoint(folder: Path) -> bool:
     try:
+        if not (folder / NAME).is_file():  # a pipe would be waited for
+            return False
         with (folder / NAME).open("rb") as file:
             return file.read(1) == b"\x80" or any(folder.glob("*.distcp"))
     except OSError:
