@@ -75,7 +75,8 @@ def _shifted(series: Series, shift: int) -> Fault:
     )
     log = series.run.log
     where = series.relative(log.files[0]) if log is not None and len(log.files) == 1 else ""
-    remedy = f"read step s of this log as update s {'+' if shift > 0 else '-'} 1"
+    sign = "+" if shift > 0 else "-"
+    remedy = f"read step s of this log as update s {sign} 1; hnf report, monitor and diff do so by themselves"
     return Fault(CHECK.name, "warning", None, where, f"replays show: {said}", remedy)
 
 
