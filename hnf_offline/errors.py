@@ -7,6 +7,7 @@ from pathlib import Path
 
 #: Folder on this disk -> the address whose files it stands for (run/remote/): messages name what the user named.
 STANDS_FOR: dict[str, str] = {}
+_LONGEST = 1_000
 _ONE_SLASH = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
 
 
@@ -22,6 +23,11 @@ def spelled(path: Path | str) -> str:
     return _ONE_SLASH.sub(r"\1://", text)  # a Path makes one slash of two
 
 
+def _short(text: str) -> str:
+    # What a message quotes from a file may be as long as the file.
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
 class UserError(Exception):
     """Something the user can mend; the command line prints it as one line and exits with 2.
 
@@ -32,9 +38,9 @@ class UserError(Exception):
     """
 
     def __init__(self, reason: str, *, path: Path | str | None = None, remedy: str | None = None) -> None:
-        self.reason = reason
+        self.reason = _short(reason)
         self.path = None if path is None else Path(path)
-        self.remedy = remedy
+        self.remedy = None if remedy is None else _short(remedy)
         super().__init__(str(self))
 
     def __str__(self) -> str:

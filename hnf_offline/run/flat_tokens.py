@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.manifest import Manifest
+from hnf_offline.run.numpy_archive import READ_FAULTS, map_array
 from hnf_offline.run.records import Batches
 
 if TYPE_CHECKING:
@@ -80,13 +81,12 @@ def read_spans(batches: Batches, rows: Sequence[int]) -> np.ndarray[Any, np.dtyp
 
 def _starts(file: Path) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
     # Where the rows begin: [steps, rows] or [rows], mapped and not read.
-    import numpy as np
 
     try:
-        starts = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"is not a numpy array ({error})", path=file, remedy=_STARTS) from error
-    if not isinstance(starts, np.ndarray) or starts.dtype.kind not in {"i", "u"}:
+        starts = map_array(file)
+    except READ_FAULTS as error:
+        raise InputError(f"is not a numpy array ({str(error)[:200]})", path=file, remedy=_STARTS) from error
+    if starts.dtype.kind not in {"i", "u"}:
         raise InputError("is not an array of whole numbers", path=file, remedy=_STARTS)
     if starts.ndim not in {1, 2} or starts.size == 0:
         raise InputError(f"has shape {list(starts.shape)}", path=file, remedy=_STARTS)

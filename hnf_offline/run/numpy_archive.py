@@ -1,4 +1,4 @@
-"""The arrays of a .npz: every claim of a header held against the archive before anything believes it."""
+"""The arrays of .npz and .npy: every claim of a header held against the file before anything believes it."""
 
 from __future__ import annotations
 
@@ -74,12 +74,29 @@ def open_array(file: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ..
             yield opened, *_header(opened, member, name)
 
 
+def map_array(file: Path) -> np.ndarray[Any, Any]:
+    """Map the array of a .npy file into memory; nothing of it is read but the header.
+
+    Returns:
+        The array.
+    """
+    import numpy as np
+
+    with file.open("rb") as opened:
+        shape, kind = _described(opened, file.stat().st_size, file.stem)
+        return np.memmap(opened, dtype=kind, mode="r", offset=opened.tell(), shape=shape)
+
+
 def _header(opened: IO[bytes], member: zipfile.ZipInfo, name: str) -> _Header:
+    if member.file_size > max(_SMALL, _PACKING * member.compress_size):
+        raise ValueError(f"array {name[:60]!r} unpacks to {member.file_size} bytes")
+    return _described(opened, member.file_size, name)
+
+
+def _described(opened: IO[bytes], stored: int, name: str) -> _Header:
     # Source: numpy lib/format.py: magic, version, length of the header in two or four bytes, header.
     from numpy.lib import format as npy
 
-    if member.file_size > max(_SMALL, _PACKING * member.compress_size):
-        raise ValueError(f"array {name[:60]!r} unpacks to {member.file_size} bytes")
     version = npy.read_magic(opened)
     size = opened.read(2 if version == (1, 0) else 4)
     length = int.from_bytes(size, "little")
@@ -94,7 +111,7 @@ def _header(opened: IO[bytes], member: zipfile.ZipInfo, name: str) -> _Header:
     if kind.hasobject or (fortran and len(shape) > 1):
         raise ValueError(f"array {name[:60]!r} holds objects or is stored by columns")
     shape = tuple(int(n) for n in shape)
-    if any(n < 0 for n in shape) or math.prod(shape) * kind.itemsize > member.file_size:
+    if any(n < 0 for n in shape) or math.prod(shape) * kind.itemsize > stored:
         raise ValueError(
             f"array {name[:60]!r} of shape {str(list(shape))[:60]} is larger than what is stored"
         )
