@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -91,20 +92,20 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     Yields:
         Dotted name and value of every number, text, flag and short list; None and deeper ones are left out.
     """
-    waiting: list[tuple[str, Any, int]] = [(prefix, value, 0)]
+    # Level by level, so that one branch without end does not hide the others.
+    waiting: deque[tuple[str, Any, int]] = deque([(prefix, value, 0)])
     for _ in range(_MOST_VISITED):
         if not waiting:
             return
-        name, one, depth = waiting.pop()
+        name, one, depth = waiting.popleft()
         if isinstance(one, Mapping):
             if depth < _DEEPEST:
-                named = [
+                waiting += [
                     (f"{name}.{key}" if name else str(key), inner, depth + 1)
                     for key, inner in islice(one.items(), _MOST_VISITED)
                     if isinstance(key, str | int)
                     and len(name) + len(str(key)[:_LONGEST_TEXT]) < _LONGEST_TEXT
                 ]
-                waiting += reversed(named)
         elif isinstance(one, list | tuple):
             if _is_short(one):
                 yield name, list(one)
