@@ -1,0 +1,1 @@
+"""Pages about the program; `python -m docs.generate` writes those that the program says itself."""

@@ -1,0 +1,76 @@
+"""Write the reference pages from the program itself: `python -m docs.generate`.
+
+A layout or log format describes itself in the first lines of its module, so a page cannot name what is not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hnf_offline.run.formats import FORMATS
+from hnf_offline.run.logs import LOG_FORMATS
+from hnf_offline.run.logs.columns import SYNONYMS
+
+HERE = Path(__file__).parent
+
+_FORMATS = """# What is read
+
+Written by `python -m docs.generate` from the readers themselves. Nothing has to be configured: a folder is looked
+through, and the first reader in each list that knows a file or folder has it. `run.toml` overrides what was found.
+
+## Checkpoints
+
+Weights, and where they were saved the optimizer's state by parameter name, its settings and the model's. Nothing of a
+file is run: what cannot be read without that is refused, with what to convert it with.
+
+{layouts}
+
+A step is read from the name (`step-000352`, `checkpoint-100`, `global_step20`, `epoch=1-step=40`), else from inside.
+Of two checkpoints of one step the fuller is used, and the other is told.
+
+## Logs
+
+One row a step. Restarts are found where steps go back; of rows that were written twice the last one counts, and both
+are told. A loss that is NaN or infinite is a finding. If no training loss was logged, a validation loss is read, and
+that is said.
+
+{logs}
+
+The meaning of a column is known by its name, whatever its case and separators; `--column NAME=COLUMN` or
+`[log] columns` in run.toml overrides. Our names, and some of those they go by:
+
+{columns}
+
+A log whose first step is 0 may count from 0. A few checkpoints are then replayed on the batch of their next step: where
+the losses show it, the log is moved by one and a note says so; where batches or model are missing, a note says that
+steps may be off by one.
+"""
+
+
+def formats_page() -> str:
+    """Spell docs/formats.md.
+
+    Returns:
+        Markdown.
+    """
+    columns = [
+        f"| `{ours}` | {', '.join(f'`{name}`' for name in names[:6])}{', ...' if len(names) > 6 else ''} |"
+        for ours, names in SYNONYMS.items()
+    ]
+    return _FORMATS.format(
+        layouts=_table("layout", FORMATS),
+        logs=_table("format", LOG_FORMATS),
+        columns="\n".join(["| ours | in logs |", "|---|---|", *columns]),
+    )
+
+
+def _table(name: str, readers: object) -> str:
+    rows = [f"| {name} | what it is |", "|---|---|"]
+    for key, module in dict(readers).items():  # type: ignore[call-overload]
+        said = " ".join((module.__doc__ or "").split()).replace("|", "\\|")
+        rows.append(f"| `{key}` | {said} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    (HERE / "formats.md").write_text(formats_page(), encoding="utf-8")
