@@ -15,6 +15,7 @@ from hnf_offline.check.series import Series, counted, some
 from hnf_offline.findings import Fault
 from hnf_offline.run.configuration import flatten
 from hnf_offline.run.formats.safetensors_file import read_json
+from hnf_offline.run.paths import leads_out
 
 #: What a newer library, another folder or another machine writes differently for the same model.
 _UNIMPORTANT = {
@@ -125,10 +126,14 @@ def _tokenizers(folders: Mapping[int, Path]) -> dict[int, dict[str, str]]:
     for step, folder in folders.items():
         for name in _TOKENIZERS:
             try:
-                size = (folder / name).stat().st_size
+                file = folder / name
+                # A link out of the run is not followed; the run is the folder above, or the checkpoint itself.
+                if not file.is_file() or (leads_out(file, folder) and leads_out(file, folder.parent)):
+                    continue
+                size = file.stat().st_size
                 if size > left:
                     continue
-                content = (folder / name).read_bytes()
+                content = file.read_bytes()
             except OSError:
                 continue
             left -= size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,27 @@ from hnf_offline.errors import InputError
 #: What is said of a link that leads out of the run, and what to do about it.
 OUTWARD = "is a link out of the run, which is not followed"
 OUTWARD_REMEDY = "copy what it leads to into the run (cp -rL), or name the folder it leads to"
+
+
+def status_of(path: Path) -> os.stat_result:
+    """Look at a file before it is opened: a pipe would be waited for, a device read for ever.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its size and times.
+
+    Raises:
+        InputError: when it is not there, or is no file.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({getattr(error, 'strerror', error)})", path=path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("is not a file", path=path, remedy="remove it, or name the file itself")
+    return status
 
 
 def leads_out(path: Path, run: Path) -> bool:

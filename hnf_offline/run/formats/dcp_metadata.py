@@ -22,7 +22,7 @@ from hnf_offline.run.formats.inert_pickle import (
     TensorRecord,
     decode,
 )
-from hnf_offline.run.paths import inside
+from hnf_offline.run.paths import inside, status_of
 from hnf_offline.run.remote import read_range
 
 NAME = ".metadata"
@@ -83,10 +83,7 @@ def read_index(folder: Path) -> Mapping[str, Item]:
     Source: torch 2.13 distributed/checkpoint/metadata.py, filesystem.py (`_StorageInfo`, `.metadata`).
     """
     file = folder / NAME
-    try:
-        now = file.stat()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=file, remedy=REMEDY) from error
+    now = status_of(file)
     if now.st_size > _LARGEST:
         raise InputError(f"has {now.st_size} bytes, too many for a description", path=file, remedy=REMEDY)
     return _read_index(folder, now.st_mtime_ns, now.st_size)

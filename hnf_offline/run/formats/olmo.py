@@ -203,7 +203,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except ImportError:
         return {}
     try:
-        if path.stat().st_size > _LARGEST_CONFIG:
+        if not path.is_file() or path.stat().st_size > _LARGEST_CONFIG:
             return {}
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):

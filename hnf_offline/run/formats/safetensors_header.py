@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hnf_offline.errors import InputError
+from hnf_offline.run.paths import status_of
 
 REMEDY = "copy the file again from where it was written, or remove this checkpoint"
 
@@ -57,8 +58,8 @@ def read_header_and_start(path: Path) -> tuple[dict[str, Any], int]:
     Raises:
         InputError: when the file is truncated or not safetensors.
     """
+    size = status_of(path).st_size
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LONGEST_HEADER):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hnf_offline.errors import InputError, UnsafeFileError
 from hnf_offline.run.formats.saved_optimizer import raw_optimizer as raw_optimizer  # noqa: PLC0414 (given on)
 from hnf_offline.run.formats.torch_outline import read_outline
+from hnf_offline.run.paths import status_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ def check(path: Path) -> None:
     Raises:
         InputError: when the file is empty, truncated, or of another kind.
     """
+    status_of(path)
     try:
         with path.open("rb") as file:
             start = file.read(2)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.formats.inert_pickle import ITEM_SIZES, Record, Sealed, decode_plain, decode_stored
+from hnf_offline.run.paths import status_of
 
 _REMEDY = "copy the file again from where it was written, or remove this checkpoint"
 #: A tensor takes about 150 bytes of the pickle.
@@ -163,10 +164,7 @@ def read_outline(path: Path) -> Outline:
     Raises:
         InputError: when the file is damaged, or of another kind.
     """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+    state = status_of(path)
     return _outline(path, state.st_mtime_ns, state.st_size)
 
 
