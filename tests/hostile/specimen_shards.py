@@ -59,7 +59,7 @@ def dcp_safetensors() -> Mapping[str, bytes]:
             blocks[name] = value[:half].clone() if rank == 0 else value[half:].clone()
             places[name] = {"saved_offsets": [rank * half, *[0] * (value.ndim - 1)]}
         files[f"step-20/shard-{rank + 1:05d}-model-00001-of-00001.safetensors"] = save(
-            blocks, metadata={"DCP_SHARDING_INFO": json.dumps(places), "DCP_VERSION": "1.0"}
+            blocks, metadata={"DCP_SHARDING_INFO": json.dumps(places)}
         )
     return {**files, "log.csv": csv()}
 
