@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,7 +254,10 @@ def without():
 def record_dropout(
     tmp_path: Path, record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Path]]:
-    """Record a run of a module of the user's own, with dropout."""
+    """Record a run of a module of the user's own, with dropout; the user names its run.toml when it is opened."""
+    open_module = import_module("hnf_offline.run.open")
+    read = open_module.read_manifest
+    monkeypatch.setattr(open_module, "read_manifest", lambda run, path: replace(read(run, path), named=True))
     (tmp_path / "planted_dropout.py").write_text(_DROPOUT)
     monkeypatch.syspath_prepend(tmp_path)
     import planted_dropout  # type: ignore[import-not-found]
