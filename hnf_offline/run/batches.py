@@ -13,7 +13,7 @@ from hnf_offline.run.flat_tokens import flat_shape, read_spans
 from hnf_offline.run.formats.safetensors_file import read_header
 from hnf_offline.run.manifest import Manifest
 from hnf_offline.run.numpy_archive import READ_FAULTS, arrays_of, open_array
-from hnf_offline.run.paths import leads_out
+from hnf_offline.run.paths import leads_out, status_of
 from hnf_offline.run.records import Batches
 from hnf_offline.run.remote import whole
 
@@ -122,6 +122,7 @@ def describe(
         InputError: when the file holds no token array, or arrays whose shapes disagree.
     """
     manifest = manifest or Manifest()
+    status_of(file)
     names: Mapping[str, _Array] = {}
     labels: str | None
     if file.suffix == ".bin":
@@ -343,7 +344,11 @@ def _read_slices(
     import numpy as np
     from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(file), framework="np") as archive:
+    try:
+        archive: Any = safe_open(str(file), framework="np")
+    except SafetensorError as error:  # its reader of JSON is stricter than Python's
+        raise ValueError(str(error)) from error
+    with archive:
         try:
             stored = archive.get_slice(name)
         except SafetensorError as error:

@@ -102,7 +102,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             if depth < _DEEPEST:
                 waiting += [
                     (f"{name}.{key}" if name else str(key), inner, depth + 1)
-                    for key, inner in islice(one.items(), _MOST_VISITED)
+                    for key, inner in islice(one.items(), max(0, _MOST_VISITED - len(waiting)))
                     if isinstance(key, str | int)
                     and len(name) + len(str(key)[:_LONGEST_TEXT]) < _LONGEST_TEXT
                 ]

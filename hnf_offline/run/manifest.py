@@ -271,9 +271,15 @@ def _safe_glob(pattern: str | None, file: Path) -> str | None:
 
 
 def _existing(path: Path, file: Path) -> Path:
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         raise InputError(
-            f"names {path}, which is not there", path=file, remedy="mend the name or remove the line"
+            f"names {str(path)[:300]}, which is not there",
+            path=file,
+            remedy="mend the name or remove the line",
         )
     return path
 

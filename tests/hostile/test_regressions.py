@@ -355,3 +355,30 @@ def test_the_messages_of_the_suite_say_how_to_see_a_case_again() -> None:
     told = crew.told([record])
     assert "boom" in told and "tests.hostile.worker /tmp/room 4711 4712 1" in told
     assert SimpleNamespace(**record).problems == ["boom"]
+
+
+@pytest.mark.timeout(30)
+def test_batches_that_are_a_pipe_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "batches.npz")
+    (tmp_path / "run.toml").write_text('[batches]\nfile = "batches.npz"\n')
+    (tmp_path / "log.jsonl").write_bytes(specimens.jsonl())
+    with pytest.raises(InputError, match="is not a file"):
+        open_run(tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(specimens.jsonl())
+    (tmp_path / "run.toml").write_text(f'[batches]\nfile = "{"y" * 5000}"\n')
+    with pytest.raises(InputError, match="not there") as caught:
+        open_run(tmp_path)
+    assert len(str(caught.value)) < 2_500
+    assert caught.value.path == tmp_path / "run.toml"
+
+
+def test_json_that_only_python_reads_is_refused_with_the_array(tmp_path: Path) -> None:
+    from hnf_offline.run.batches import load_rows
+
+    header = b'{"input_ids": {"shape": 1e999, "dtype": "I64", "shape": [4, 2], "data_offsets": [0, 64]}}'
+    (tmp_path / "batches.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(InputError):
+        load_rows(describe(tmp_path / "batches.safetensors"), [0])

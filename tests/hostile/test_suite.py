@@ -11,7 +11,7 @@ from . import crew, mutations, specials, specimens
 
 #: `HNF_HOSTILE_CASES=100000 pytest -m slow tests/hostile` for a longer run.
 MANY = int(os.environ.get("HNF_HOSTILE_CASES", "10000"))
-SOME = 300
+SOME = 200
 
 
 def test_a_case_is_the_same_every_time(tmp_path: Path) -> None:

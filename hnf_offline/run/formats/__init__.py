@@ -211,7 +211,7 @@ def _recognise(entry: Path, root: Path, skipped: list[Skipped]) -> list[Checkpoi
             skipped.append(Skipped(error.path or entry, error.reason, error.remedy or "", checkpoint=True))
             return []
         except (OSError, ValueError, TypeError, OverflowError) as error:
-            skipped.append(Skipped(entry, f"cannot be read ({error})", checkpoint=True))
+            skipped.append(Skipped(entry, f"cannot be read ({str(error)[:200]})", checkpoint=True))
             return []
         if checkpoint is not None:
             return [checkpoint]
