@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: How much better one member has to fit its place (in factors of two of its speed) to be called the owner.
-_CLEARLY = 0.4
+#: How many times longer the detour over any other place has to be for the owner to be told.
+_CLEARLY = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,41 +114,33 @@ def _owned(series: Series, group: Sequence[Portrait]) -> Duplicates:
     ]
     if len(counted) == 1 and others:
         return Duplicates(steps, counted.pop(), "its optimizer counts that step")
-    fit = _fits(series, steps)
-    ranked = sorted(fit, key=lambda step: fit[step])
-    if len(ranked) > 1 and fit[ranked[1]] - fit[ranked[0]] > _CLEARLY:
+    detours = _detours(series, steps)
+    ranked = sorted(detours, key=lambda step: detours[step])
+    if len(ranked) > 1 and detours[ranked[1]] > _CLEARLY * detours[ranked[0]]:
         return Duplicates(steps, ranked[0], "they lie on the way between its neighbours")
     return Duplicates(steps)
 
 
-def _fits(series: Series, steps: tuple[int, ...]) -> dict[int, float]:
-    # How far the speed at each place would be from the run's own, were the weights those of that place.
-    portraits = [one for one in series.portraits or () if one.step not in steps]
-    if len(portraits) < 3:
-        return {}
-    member = next(one for one in series.portraits or () if one.step == steps[0])
-    points = vectors([*portraits, member])
-    if points is None:
-        return {}
+def _detours(series: Series, steps: tuple[int, ...]) -> dict[int, float]:
+    # How much longer the way of the others gets where the weights are put in at each place.
     import numpy as np
 
-    others, place = points[:-1], points[-1]
-    known = [one.step for one in portraits]
-    speeds = [
-        float(np.linalg.norm(others[k + 1] - others[k])) / (known[k + 1] - known[k])
-        for k in range(len(known) - 1)
-    ]
-    distance = [float(np.linalg.norm(place - other)) for other in others]
-    errors = {}
+    others = [one for one in series.portraits or () if one.step not in steps]
+    if len(others) < 3:
+        return {}
+    member = next(one for one in series.portraits or () if one.step == steps[0])
+    points = vectors([*others, member])
+    if points is None:
+        return {}
+    known = [one.step for one in others]
+    away = np.linalg.norm(points[:-1] - points[-1], axis=1)
+    detours = {}
     for step in steps:
-        after = next((k for k, one in enumerate(known) if one > step), len(known))
-        usual = sorted(speeds[max(0, after - 3) : after + 2] or speeds)[
-            len(speeds[max(0, after - 3) : after + 2]) // 2
-        ]
-        legs = [(distance[k], abs(step - known[k])) for k in (after - 1, after) if 0 <= k < len(known)]
-        off = [abs(math.log2(max(length, 1e-300) / gap / max(usual, 1e-300))) for length, gap in legs]
-        errors[step] = sum(off) / len(off)
-    return errors
+        after = next((place for place, one in enumerate(known) if one > step), len(known))
+        ends = [place for place in (after - 1, after) if 0 <= place < len(known)]
+        whole = float(np.linalg.norm(points[ends[0]] - points[ends[-1]]))
+        detours[step] = float(away[ends].sum()) - whole
+    return detours
 
 
 def vectors(portraits: Sequence[Portrait], names: Sequence[str] | None = None) -> NDArray[np.float64] | None:

@@ -26,8 +26,9 @@ OFF = 2.5
 _MOVING = 1.7
 #: A wrong order turns back (cosine of two legs), and much more than the way turns elsewhere (in robust deviations).
 _TURNS_BACK, _DEVIATIONS, _LEAST_DEVIATION = -0.3, 4.0, 0.1
-#: At the ends nothing turns back: there an exchange has to shorten this much, on a way that turns little.
-_MUCH_SHORTER, _STEADY = 0.6, 0.25
+#: At the ends nothing turns back: there an exchange has to shorten this much, on a way that turns little; or so much
+#: that no way that wanders does it.
+_MUCH_SHORTER, _STEADY, _FAR_SHORTER = 0.6, 0.25, 0.2
 #: A point that is off has longer legs than those around it.
 _LONG = 1.5
 _MOST_EXCHANGES = 8
@@ -101,7 +102,8 @@ def exchanges(apart: Matrix) -> list[Exchange]:
         back = min(now[k - 1] for k in around if 0 < k < len(apart) - 1) <= min(
             _TURNS_BACK, usual - _DEVIATIONS * spread
         )
-        if back or (one.share <= _MUCH_SHORTER and spread <= _STEADY):
+        at_an_end = one.share <= (_MUCH_SHORTER if spread <= _STEADY else _FAR_SHORTER)
+        if back or at_an_end:
             told.append(one)
     return told
 
