@@ -56,6 +56,19 @@ def fault_line(fault: Fault) -> str:
     return f"{fault.severity}: {f'{where}: ' if where else ''}{clean(fault.evidence)}"
 
 
+def unsound(faults: Sequence[Fault]) -> dict[str, str] | None:
+    """Spell the worst fault for the first screen.
+
+    Returns:
+        Its mark, and it in one line; None where nothing is wrong but remarks.
+    """
+    wrong = [one for one in faults if one.severity != "info"]
+    if not wrong:
+        return None
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return {"mark": MARKS.get(wrong[0].severity, "?"), "line": fault_line(wrong[0]) + more}
+
+
 def fault_rows(faults: Sequence[Fault]) -> list[dict[str, str]]:
     """Spell faults for the page's table.
 

@@ -13,7 +13,7 @@ from hnf_offline.quantities import catalogue
 from hnf_offline.report import figures, svg, svg_evidence, svg_map, words
 from hnf_offline.report.chart import Chart
 from hnf_offline.report.evidence import Predictors, Raster, predictors, raster, share
-from hnf_offline.report.faults import fault_rows, faults_counted, nav_mark
+from hnf_offline.report.faults import fault_rows, faults_counted, nav_mark, unsound
 from hnf_offline.report.files import strict_json, whole, write_text
 from hnf_offline.report.key_picture import key_picture
 from hnf_offline.report.layer_map import LayerMap, layer_maps
@@ -197,6 +197,7 @@ def report_page(
             for one in findings.pathologies[:200]
         ],
         faults=fault_rows(findings.faults),
+        unsound=unsound(findings.faults),
         faults_counted=faults_counted(findings.faults),
         checked=", ".join(findings.run.get("checked") or ()),
         replay_checks=[words.replay_sentence(check) for check in _telling(findings)],

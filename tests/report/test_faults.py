@@ -74,3 +74,19 @@ def test_a_page_of_a_series_that_was_not_checked_does_not_call_it_sound(tmp_path
     page = write_report(run.findings, run.log, run.profile, tmp_path / "out").read_text(encoding="utf-8")
     assert "The series was not checked" in page
     assert "Series ✓" not in page
+
+
+def test_the_first_screen_says_that_the_series_is_not_sound(tmp_path):
+    """A verdict on a wrong series is worth nothing, so it stands beside the verdict."""
+    run = made.spike_run()
+
+    def page(*faults):
+        told = replace(run.findings, faults=faults)
+        return write_report(told, run.log, run.profile, tmp_path / "out").read_text(encoding="utf-8")
+
+    first = page(DANGER, HOSTILE).split('id="spikes"')[0]
+    assert "Series not sound:" in first and "steps 300 and 336 hold the same weights" in first
+    assert "(and 1 more)" in first and first.index("Series not sound:") < first.index("<svg")
+    assert "Series not sound:" not in page(REMARK)
+    first = page(HOSTILE).split('id="spikes"')[0]
+    assert "<script>alert" not in first and "&lt;script&gt;alert(1)" in first
