@@ -28,7 +28,7 @@ def _canary_special(name: str, files: Callable[[bytes], Mapping[str, bytes]]) ->
 
 def _in(name: str, path: str) -> Callable[[bytes], Mapping[str, bytes]]:
     def files(canary: bytes) -> Mapping[str, bytes]:
-        from .mutations import with_canary
+        from .damage_pickles import with_canary
 
         whole = dict(specimens.specimen(name).files)
         return {**whole, path: with_canary(whole, path, canary)}
