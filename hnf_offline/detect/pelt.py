@@ -87,6 +87,10 @@ class SquaredError(BaseCost):  # type: ignore[misc]
         return self.squares[end] - self.squares[start] - rise * rise / (end - start)
 
 
+#: Half the digits of the largest number.
+_LARGEST = 1e150
+
+
 def change_points_pelt(
     steps: Sequence[int] | NDArray[np.int64],
     values: Sequence[float] | Floats,
@@ -118,6 +122,10 @@ def change_points_pelt(
         return ()
     block = -(-series.size // LONGEST)
     scaled = to_scale(series)
+    largest = float(np.abs(scaled).max())
+    if largest > _LARGEST:
+        # Squares of such numbers are infinite; change-points do not depend on the unit.
+        scaled = scaled / largest
     usable = scaled.size // block * block
     scaled = scaled[:usable].reshape(-1, block).mean(axis=1)
     where = where[:usable:block]

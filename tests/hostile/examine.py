@@ -87,7 +87,10 @@ def library(target: Path) -> Outcome:
 
 def _norms(weights: Mapping[str, Any]) -> dict[str, float]:
     # What is the least that anyone does with weights.
-    return {name: float(abs(tensor).double().norm()) for name, tensor in weights.items()}
+    return {
+        name: float((tensor.abs() if tensor.is_complex() else tensor).double().norm())
+        for name, tensor in weights.items()
+    }
 
 
 def command_line(arguments: Sequence[str]) -> tuple[Outcome, str, str]:

@@ -31,6 +31,14 @@ def test_every_specimen_and_kind_of_damage_comes_up() -> None:
     assert {case.kind for case in cases} == set(mutations.KINDS)
 
 
+def test_every_run_made_by_hand_can_be_made(tmp_path: Path) -> None:
+    for name in specials.names():
+        if not name.startswith("JSON in"):  # those of 45 MB; the slow test makes them
+            case = specials.case(specials.numbers(name)[0], str(tmp_path / "canary"))
+            assert case.files or case.acts
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.mark.timeout(280)
 def test_some_hundred_hostile_runs(tmp_path: Path) -> None:
     # The first are those of the slow suite; the last digit decides what goes through the command line.
