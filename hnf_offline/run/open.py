@@ -155,7 +155,10 @@ def _nanogpt_model(
     # What a configuration without the name of a model describes, if it has all five of nanoGPT's sizes.
     for described, source in (
         (config, file),
-        *((read_json(path / name, run=path), path / name) for name in ("config.json", "RUN.json", "run.json")),
+        *(
+            (read_json(path / name, run=path), path / name)
+            for name in ("config.json", "RUN.json", "run.json")
+        ),
     ):
         if "model_type" not in described and all(type(described.get(key)) is int for key in _GPT_SIZES):
             return {"model_type": "gpt", "norm": "pre", **described}, source

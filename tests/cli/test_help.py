@@ -18,7 +18,17 @@ HEAVY = ("torch", "matplotlib", "polars", "transformers", "numpy", "scipy")
 
 
 def test_every_promised_verb_is_there() -> None:
-    assert VERBS == ["check", "diff", "monitor", "profile", "quantities", "report", "spikes", "whatif", "zoom"]
+    assert VERBS == [
+        "check",
+        "diff",
+        "monitor",
+        "profile",
+        "quantities",
+        "report",
+        "spikes",
+        "whatif",
+        "zoom",
+    ]
 
 
 @pytest.mark.parametrize("verb", VERBS)

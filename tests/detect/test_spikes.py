@@ -235,7 +235,8 @@ def test_a_spike_recovered_if_the_loss_was_back_when_the_next_one_came():
     seed=st.integers(0, 10_000),
     rows=st.sampled_from([5, 59, 60, 61, 75, 300]),
     window=st.sampled_from([5, 20, 60]),
-    rise=st.sampled_from([-0.52, 0.02, 0.32, 1.02]),  # between the steps of a difference, so that no rounding decides
+    # Between the steps of a difference, so that no rounding decides.
+    rise=st.sampled_from([-0.52, 0.02, 0.32, 1.02]),
 )
 def test_medians_looked_at_only_where_needed_are_the_same_medians(seed, rows, window, rise):
     draw = np.random.default_rng(seed)

@@ -120,7 +120,9 @@ def _disagreeing(written: pl.DataFrame, latest: pl.DataFrame) -> int:
     if _with_loss(written) == latest.height:
         return 0
     counts = latest.select("step", pl.col("loss").alias("_counts"))
-    return written.join(counts, on="step").filter(pl.col("loss") != pl.col("_counts")).height  # NaN equals NaN
+    return (
+        written.join(counts, on="step").filter(pl.col("loss") != pl.col("_counts")).height
+    )  # NaN equals NaN
 
 
 def _whole(segment: Segment) -> Merged:
