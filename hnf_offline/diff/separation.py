@@ -87,7 +87,7 @@ def _threshold(series: Series, logarithmic: bool, floor: float) -> float:
             floor = max(floor, FEW_POINTS_FLOOR)
         if changes.size:
             noise.append(1.4826 * float(np.median(np.abs(changes - np.median(changes)))))
-    spread = SIGMAS * math.sqrt(sum(one**2 for one in noise) / 2)
+    spread = SIGMAS * math.sqrt(sum(one * one for one in noise) / 2)
     if logarithmic:
         return max(floor, spread)
     values = np.concatenate([series.own_a, series.own_b])

@@ -9,6 +9,9 @@ import numpy as np
 
 from hnf_offline.report.chart import Array, Strip
 
+#: Beyond this an axis cannot reach; such values run out of the picture.
+_LARGEST = 1e300
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -100,18 +103,18 @@ def value_axis(strip: Strip, top: float, bottom: float, first: float, last: floa
         seen.append(line.values[inside])
         seen.extend(ends[inside] for ends in (line.low, line.high) if ends is not None)
     values = np.concatenate(seen)
-    values = values[np.isfinite(values)]
+    values = values[np.abs(values) < _LARGEST]  # neither NaN nor what leaves no room for air around it
     if strip.cap is not None:
         values = values[values <= strip.cap]
     if strip.scale == "log":
-        values = values[values > 0]
+        values = values[values > 1 / _LARGEST]
     if values.size == 0:
         return Axis(0.0, 1.0, bottom, top)
     low, high = float(values.min()), float(values.max())
     if strip.scale == "log":
         air = max((high / low) ** 0.06, 1.05)
         return Axis(low / air, high * air, bottom, top, "log")
-    spread = high - low or abs(high) or 1.0
+    spread = next(one for one in (high - low, abs(high), 1.0) if one > 1 / _LARGEST)
     floor = 0.0 if 0 <= low < 0.25 * high else low - 0.06 * spread
     return Axis(floor, high + 0.08 * spread, bottom, top)
 

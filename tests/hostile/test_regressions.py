@@ -382,3 +382,16 @@ def test_json_that_only_python_reads_is_refused_with_the_array(tmp_path: Path) -
     (tmp_path / "batches.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
     with pytest.raises(InputError):
         load_rows(describe(tmp_path / "batches.safetensors"), [0])
+
+
+def test_losses_at_the_edge_of_what_a_number_holds_are_compared_and_drawn(tmp_path: Path) -> None:
+    from .examine import command_line
+
+    edge = ("1e308", "-1e308", "inf", "-inf", "nan", "0", "5e-324", "1e999")
+    rows = "".join(f"{step},{edge[step % len(edge)]}\n" for step in range(1, 161))
+    (tmp_path / "log.csv").write_text("step,loss\n" + rows)
+    log = str(tmp_path / "log.csv")
+    for arguments in (["report", log], ["diff", log, log]):
+        outcome, _, told = command_line([*arguments, "--out", str(tmp_path / arguments[0])])
+        assert outcome.problems == [], told
+        assert (tmp_path / arguments[0] / "index.html").is_file()
