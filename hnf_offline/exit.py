@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,11 @@ def exit_code(command: Any, arguments: Sequence[str] | None) -> int:
         SystemExit: after shell completion.
     """
     try:
-        code = command.main(args=arguments, prog_name="hnf", standalone_mode=False)
+        with warnings.catch_warnings():
+            if not sys.warnoptions and not os.environ.get("HNF_DEBUG"):
+                # What numpy thinks of a loss of 1e308 is nothing the user can mend.
+                warnings.simplefilter("ignore")
+            code = command.main(args=arguments, prog_name="hnf", standalone_mode=False)
         sys.stdout.flush()
     except (UserError, InterruptedRunError) as error:
         return _fail(str(error), 130 if isinstance(error, InterruptedRunError) else 2)

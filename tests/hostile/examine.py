@@ -111,6 +111,8 @@ def command_line(arguments: Sequence[str]) -> tuple[Outcome, str, str]:
     said, told = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err))  # type: ignore[attr-defined]
     if code not in {0, 1, 2}:
         outcome.problems.append(f"exit code {code}")
+    if "Warning: " in told:
+        outcome.problems.append(f"stderr: {told[max(0, told.index('Warning: ') - 100) :][:300]}")
     for name, text in (("stdout", said), ("stderr", told)):
         if "Traceback" in text or "internal error" in text:
             outcome.problems.append(f"{name}: {text.strip().splitlines()[-1][:300]}")

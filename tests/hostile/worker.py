@@ -19,7 +19,6 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +78,6 @@ def verbs(target: str, rng: np.random.Generator) -> list[str]:
 
 def main() -> None:
     room, first, stop, stride = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-    warnings.simplefilter("ignore")
     faulthandler.register(signal.SIGPROF, chain=True)
     hidden = outside(room)
     scratch = room / f"worker-{os.getpid()}"
