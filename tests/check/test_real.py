@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from hnf_offline.check import cheap_checks, check_run
 from hnf_offline.run import open_run
@@ -24,7 +24,9 @@ def test_the_sample_runs_are_sound(name: str) -> None:
     assert all(one.looked_at for one in done.checks)
 
 
-def test_the_cheap_checks_of_a_hundred_checkpoints_take_less_than_a_second(tmp_path: Path) -> None:
+def test_the_cheap_checks_of_a_hundred_checkpoints_read_no_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(SAMPLES / "spiky", tmp_path / "run")
     for step in range(12, 12 * 40, 12):
         shutil.copytree(
@@ -32,9 +34,10 @@ def test_the_cheap_checks_of_a_hundred_checkpoints_take_less_than_a_second(tmp_p
         )
     run = open_run(tmp_path / "run")
     assert len(run.checkpoints) > 100
-    began = time.process_time()
+    for place in ("load_weights", "load_optimizer"):
+        monkeypatch.setattr(f"hnf_offline.run.formats.{place}", lambda *_: pytest.fail("read a tensor"))
+    monkeypatch.setattr(safetensors.torch, "load_file", lambda *_, **__: pytest.fail("read a tensor"))
     faults = cheap_checks(run)
-    assert time.process_time() - began < 1.0
     (same,) = [one for one in faults if one.kind == "identical-weights"]
     assert "(40 in all)" in same.evidence
 
