@@ -1,8 +1,8 @@
 """The way of a run through weight space: which order of its checkpoints is the shortest, and who is off it.
 
-A run moves on: exchanging two of its checkpoints makes the way longer, whatever its speed, its learning rate or
-its spikes. On the four real runs this was made on, every exchange of two lengthens the legs it touches by 10 % or
-more. What comes back bit by bit, such as weights that only jitter about one point, has no order to be found.
+A run moves on: exchanging two of its checkpoints makes the way longer, whatever its speed, its learning rate or its
+spikes (tests/check/test_trajectory.py exchanges those of the sample runs). What comes back bit by bit, such as weights
+that only jitter about one point, has no order to be found.
 """
 
 from __future__ import annotations

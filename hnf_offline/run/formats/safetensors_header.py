@@ -15,10 +15,10 @@ from hnf_offline.run.paths import status_of
 
 REMEDY = "copy the file again from where it was written, or remove this checkpoint"
 
-#: The library itself takes 100 MB; this is room for 100,000 tensors, five times more than the largest file seen.
+#: The library itself takes 100 MB; this is room for 100,000 tensors.
 _LONGEST_HEADER = 16_000_000
 _MOST_DIMENSIONS = 64
-#: Values in one JSON text: three times those of a header of 100,000 tensors.
+#: Values in one JSON text; a header has about ten a tensor.
 _MOST_VALUES = 3_000_000
 #: More elements than any file has bytes.
 _MOST_ELEMENTS = 1 << 62

@@ -215,22 +215,6 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, TensorRecord | WrappedRecord)
 
 
-def shape_of(value: Any) -> tuple[int, ...] | None:
-    """Read a tensor's shape from what stands for it.
-
-    Returns:
-        The shape, None where it is not told in the usual way.
-    """
-    if isinstance(value, WrappedRecord) and value.arguments:
-        value = value.arguments[0]
-    if not isinstance(value, TensorRecord) or len(value.arguments) < 4:
-        return None
-    shape = value.arguments[2]
-    if not isinstance(shape, tuple) or not all(type(length) is int for length in shape):
-        return None
-    return shape
-
-
 def _zipped(file: BinaryIO, size: int, path: Path) -> Outline:
     try:
         _check_directory(file, size)

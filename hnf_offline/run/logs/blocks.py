@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hnf_offline.run.logs.lines import LONGEST_LINE, most_text, open_bytes
+from hnf_offline.run.logs.lines import LONGEST_LINE, left_unread, most_text, open_bytes
 
 #: Bytes of a block.
 _BLOCK = 4_000_000
@@ -67,12 +67,7 @@ class Blocks:
         Returns:
             A sentence for each.
         """
-        said = []
-        if self.broken:
-            said.append("The compressed file ends too early or is damaged; what came before was read.")
-        if self.cut:
-            said.append("The file holds more text than is read of one file; the rest was left out.")
-        return tuple(said)
+        return left_unread(self.broken, self.cut)
 
     def _pieces(self) -> Iterator[bytes]:
         most = most_text(self.path)

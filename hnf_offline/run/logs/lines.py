@@ -17,7 +17,7 @@ from hnf_offline.errors import InputError
 LONGEST_LINE = 1_000_000
 #: Characters that a file may hold or unpack to; what follows is not read.
 LONGEST_TEXT = 4_000_000_000
-#: A compressed file may unpack to the first, or to this many times its size; text rarely packs better than 50 times.
+#: A compressed file may unpack to the first, or to this many times its size; no log packs so well.
 _UNPACKED, _PACKING = 200_000_000, 100
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
@@ -84,12 +84,25 @@ class Lines:
         Returns:
             A sentence for each.
         """
-        said = []
-        if self.broken:
-            said.append("The compressed file ends too early or is damaged; what came before was read.")
-        if self.cut:
-            said.append("The file holds more text than is read of one file; the rest was left out.")
-        return tuple(said)
+        return left_unread(self.broken, self.cut)
+
+
+def left_unread(broken: bool, cut: bool) -> tuple[str, ...]:
+    """Say what of a file was not read.
+
+    Args:
+        broken: whether its compressed data ended too early.
+        cut: whether it holds more text than is read.
+
+    Returns:
+        A sentence for each.
+    """
+    said = []
+    if broken:
+        said.append("The compressed file ends too early or is damaged; what came before was read.")
+    if cut:
+        said.append("The file holds more text than is read of one file; the rest was left out.")
+    return tuple(said)
 
 
 def without_noise(text: str) -> str:

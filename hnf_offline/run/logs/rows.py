@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.run.logs.raw import as_number
@@ -158,15 +158,3 @@ def joined(frames: Sequence[pl.DataFrame]) -> tuple[pl.DataFrame, tuple[str, ...
     if len(frames) == 1:
         return frames[0].select(kept), notes
     return pl.concat(frames, how="diagonal").select(kept), notes
-
-
-def frame_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Make a frame of flat rows: numbers and texts that are numbers; other values become null.
-
-    Returns:
-        One f64 column a key that holds a number anywhere.
-    """
-    collected = Rows()
-    for row in rows:
-        collected.add(row)
-    return collected.frame()
