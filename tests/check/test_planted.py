@@ -81,6 +81,26 @@ def tensors_of_another_run(run: Path) -> None:
     without_batches(run)
 
 
+def pushed_off(run: Path, step: int, names: list[str], legs: float) -> None:
+    """Move some tensors of one checkpoint sideways, by so many of their own legs to the checkpoint before."""
+    before, here = weights_of(run, step - 36), weights_of(run, step)
+    generator = torch.Generator().manual_seed(5)
+    for name in names:
+        sideways = torch.randn(here[name].shape, generator=generator)
+        leg = (here[name] - before[name]).norm()
+        here[name] = here[name] + legs * leg * sideways / sideways.norm()
+    put_weights(run, step, here)
+    without_batches(run)
+
+
+def weights_off_the_way(run: Path) -> None:
+    pushed_off(run, 336, list(weights_of(run, 336)), 3.0)
+
+
+def one_tensor_off_the_way(run: Path) -> None:
+    pushed_off(run, 336, [MLP], 4.0)
+
+
 def another_run_from_a_step_on(run: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     first = weights_of(run, 372)
@@ -227,6 +247,8 @@ PLANTED = [
     (weights_exchanged, "discontinuity", 264),
     (weights_of_another_run, "discontinuity", 300),
     (tensors_of_another_run, "discontinuity", 336),
+    (weights_off_the_way, "discontinuity", 336),
+    (one_tensor_off_the_way, "discontinuity", 336),
     (another_run_from_a_step_on, "discontinuity", 372),
     (another_shape, "other-shapes", 408),
     (another_name, "other-shapes", 228),

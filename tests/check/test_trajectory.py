@@ -88,6 +88,23 @@ def test_a_run_that_moves_is_in_order_and_any_exchange_in_it_is_found(
     assert made == [(first, second)] if steps > 5 else made
 
 
+@given(seed=st.integers(0, 10_000), steps=st.integers(6, 30), legs_away=st.floats(3.0, 5.0), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_point_off_a_way_that_goes_on_without_it_is_found_alone(
+    seed: int, steps: int, legs_away: float, data: st.DataObject
+) -> None:
+    way = walk("straight", steps, seed)
+    place = data.draw(st.integers(1, steps - 2))
+    sideways = np.random.default_rng(seed + 1).standard_normal(way.shape[1])
+    leg = np.linalg.norm(way[place] - way[place - 1])
+    assert off_places(distances(way)) == {}
+    way[place] += legs_away * leg * sideways / np.linalg.norm(sideways)
+    off = off_places(distances(way))
+    assert list(off) == [place]
+    # Both legs are the hypotenuse of the way on and the way aside; without the point it is two legs on.
+    assert off[place] == pytest.approx(np.hypot(1, legs_away), rel=0.1)
+
+
 @pytest.mark.parametrize(("kind", "dimensions"), [("still", 30), ("random", 30), ("random", 100)])
 def test_chance_is_not_told_even_in_few_dimensions(kind: str, dimensions: int) -> None:
     told = 0
