@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import shutil
@@ -75,6 +76,12 @@ class Far(MemoryFileSystem):
         data = bytes(super().cat_file(path, start=start, end=end, **kwargs))
         self.read_bytes.append((path, len(data)))
         return data
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        # MemoryFileSystem hands out one open file, with one position, to all readers: no store does that to threads.
+        if mode == "rb" and path in self.store:
+            return io.BytesIO(self.store[path].getvalue())
+        return super()._open(path, mode=mode, **kwargs)
 
     def get_file(self, rpath: str, lpath: str, **kwargs: Any) -> None:
         if any(name in rpath for name in self.broken):
