@@ -21,6 +21,7 @@ class TierName(StrEnum):
     gradient = "gradient"
     stability = "stability"
     curvature = "curvature"
+    full = "full"
 
 
 class DeviceName(StrEnum):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Advice is tried until so many steps after the spike it is about.
 STEPS_AFTER = 30
 #: Tiers that measure S.
-CURVATURE_TIERS = frozenset({"stability", "curvature"})
+CURVATURE_TIERS = frozenset({"stability", "curvature", "full"})
 #: Twins beside each trial, for the band that chance gives.
 TWINS = 2
 

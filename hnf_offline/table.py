@@ -39,6 +39,8 @@ KINDS = (
     "mlp_down",
     "norm",
     "head",
+    "attention",
+    "mlp",
     "block",
     "model",
     "other",

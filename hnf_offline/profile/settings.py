@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Tiers in order of cost; each contains the ones before it. ("weights" and "full" come with their quantities.)
-TIERS = ("forward", "gradient", "stability", "curvature")
+#: Tiers in order of cost; each contains the ones before it. (Without a model only the weights are looked at.)
+TIERS = ("forward", "gradient", "stability", "curvature", "full")
 
 
 @dataclass(frozen=True, slots=True)
