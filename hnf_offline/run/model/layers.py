@@ -102,6 +102,7 @@ def layers_of(module: nn.Module) -> tuple[Layer, ...]:
     """List the layers in the order in which the module registers them, which is forward order as a rule.
 
     A tied parameter belongs to the first layer that holds it; a layer left without parameters is not listed.
+    A parameter of the root module itself is a layer under its own name.
 
     Returns:
         The layers; every parameter of the module is in exactly one.
@@ -120,7 +121,11 @@ def layers_of(module: nn.Module) -> tuple[Layer, ...]:
             fused = {name: value for name, value in own.items() if name.startswith("in_proj")}
             own = {name: value for name, value in own.items() if name not in fused}
             _append(layers, f"{path}.in_proj".lstrip("."), "query", part, fused, names, None)
-        if own:
+        if path == "":
+            # "" means the whole model: what hangs on the root (a position table, a class token) has its own name.
+            for name, value in own.items():
+                layers.append(Layer(name, "other", len(layers), (Part(name, tuple(value.shape)),)))
+        elif own:
             _append(layers, path, kind_of(path, part), part, own, names, _heads(module, path))
     return tuple(layers)
 

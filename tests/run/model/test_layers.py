@@ -176,6 +176,19 @@ def test_torch_encoder_is_split_by_role() -> None:
     assert blocks_of(encoder) == ("layers.0", "layers.1")
 
 
+def test_a_parameter_of_the_root_has_a_name_of_its_own() -> None:
+    class WithPositions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.zeros(4, 3))
+            self.token = nn.Parameter(torch.zeros(3))
+            self.head = nn.Linear(3, 2)
+
+    module = WithPositions()
+    assert_every_parameter_is_in_exactly_one_layer(module)
+    assert kinds(module) == {"positions": "other", "token": "other", "head": "head"}  # "" is the whole model
+
+
 def test_a_projection_that_only_has_the_name_is_left_whole(hugging_face: Callable[[str], nn.Module]) -> None:
     # Mamba's in_proj is 2 x 24 = 48 wide, which three divides; it holds no query.
     found = kinds(hugging_face("mamba"))
