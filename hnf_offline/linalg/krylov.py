@@ -1,0 +1,308 @@
+"""Krylov spaces that others drive, so that many of them can step together.
+
+The Lanczos process with full reorthogonalisation (Golub & Van Loan, Matrix Computations, 4th ed., chapter 10),
+turned inside out: a space says which unit vector it wants multiplied next, whoever drives it makes the products of
+all spaces in one go, and hands the images back. The projected matrix Q'MQ is kept whole instead of its three
+diagonals: it costs nothing beside the reorthogonalisation, lets a second vector join (band Lanczos: Ruhe 1979), and
+keeps the residuals true where products are differences and not quite symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnf_offline.linalg.extremes import Eigenvalue, Extremes
+from hnf_offline.linalg.stopping import StopRule
+
+#: Rows that a basis begins with; then it grows by as many as it has.
+_FIRST_ROWS = 4
+
+
+class Basis:
+    """Orthonormal vectors, in blocks of rows that double: growing copies nothing."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Give the number of vectors."""
+        return self._size
+
+    def __getitem__(self, place: int) -> Tensor:
+        """Give one vector, [dimension]."""
+        for block in self._blocks:
+            if place < len(block):
+                return block[place]
+            place -= len(block)
+        raise IndexError(place)
+
+    def append(self, vector: Tensor) -> None:
+        """Take a unit vector, orthogonal to all."""
+        if self._size == sum(map(len, self._blocks)):
+            self._blocks.append(vector.new_empty(max(self._size, _FIRST_ROWS), len(vector)))
+        self._size += 1
+        self[self._size - 1].copy_(vector)
+
+    def coefficients(self, vector: Tensor) -> Tensor:
+        """Give the products with every vector.
+
+        Returns:
+            [vectors].
+        """
+        return torch.cat([block @ vector for block in self._filled()])
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Add the vectors up.
+
+        Args:
+            weights: [vectors].
+
+        Returns:
+            [dimension].
+        """
+        total = torch.zeros_like(self[0])
+        place = 0
+        for block in self._filled():
+            total = total + weights[place : place + len(block)] @ block
+            place += len(block)
+        return total
+
+    def remainder(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Take out of a vector what lies in the span.
+
+        Returns:
+            The coefficients [vectors] and what is left [dimension].
+        """
+        total = torch.zeros(self._size, dtype=vector.dtype, device=vector.device)
+        # Twice is enough: the second pass removes what rounding left of the first (Parlett).
+        for _ in range(2):
+            coefficients = self.coefficients(vector)
+            vector = vector - self.combine(coefficients)
+            total = total + coefficients
+        return total, vector
+
+    def _filled(self) -> list[Tensor]:
+        left = self._size
+        filled: list[Tensor] = []
+        for block in self._blocks:
+            filled.append(block[:left])
+            left -= len(filled[-1])
+        return filled
+
+
+@dataclass(frozen=True, slots=True)
+class RitzPairs:
+    """What a space knows of the spectrum: Ritz values in ascending order, on the CPU in float64.
+
+    Attributes:
+        values: [products].
+        vectors: one a column, over the vectors that were multiplied, [products, products].
+        residuals: [products].
+        asymmetry: largest |u'Mv - v'Mu|.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    asymmetry: float
+
+    @property
+    def scale(self) -> float:
+        """Size of the larger end."""
+        return max(abs(float(self.values[0])), abs(float(self.values[-1])))
+
+
+class KrylovSpace:
+    """One Lanczos process: `vector` is to be multiplied next, `advance` takes its image, until `finished`.
+
+    Attributes:
+        rule: when it ends.
+        products: images taken so far.
+        finished: whether it wants no more.
+    """
+
+    def __init__(self, start: Tensor, rule: StopRule) -> None:
+        """Begin at a vector. Nothing waits for the device; a zero start ends as an operator that is not finite does.
+
+        Args:
+            start: some weight on the wanted eigenvectors, [dimension].
+            rule: when to end.
+        """
+        self.rule = rule
+        self.products = 0
+        self.finished = False
+        self._basis = Basis()
+        self._basis.append(start / torch.linalg.vector_norm(start))
+        self._waiting = deque([0])  # places in the basis that are not multiplied yet
+        self._multiplied: list[int] = []
+        self._columns: list[
+            list[float]
+        ] = []  # q_i' M q_j over the basis of its time, and the remainder's norm
+        self._dimension = len(start)
+        self._eps, self._tiny = torch.finfo(start.dtype).eps, torch.finfo(start.dtype).tiny
+        self._ritz: RitzPairs | None = None
+        self._before: RitzPairs | None = None
+        self._exhausted = False
+
+    @property
+    def vector(self) -> Tensor:
+        """The unit vector to multiply next, [dimension]."""
+        return self._basis[self._waiting[0]]
+
+    def advance(self, image: Tensor) -> None:
+        """Take the product of the operator with `vector`, [dimension]."""
+        advance_together([self], [image])
+
+    def result(self) -> Extremes:
+        """Say what is known now.
+
+        Returns:
+            Both ends; NaN where the operator gave something not finite.
+        """
+        pairs = self._ritz
+        if pairs is None:
+            nothing = Eigenvalue(math.nan, math.inf, False)
+            return Extremes(nothing, nothing, self._basis[0].clone(), self.products)
+        like = self._basis[0]
+        weights = torch.zeros(len(self._basis), dtype=torch.float64)
+        weights[self._multiplied] = pairs.vectors[:, -1]
+        vector = self._basis.combine(weights.to(like.dtype).to(like.device))
+        return Extremes(
+            self._eigenvalue(-1),
+            self._eigenvalue(0),
+            torch.nn.functional.normalize(vector, dim=0),
+            self.products,
+            pairs.asymmetry / pairs.scale if pairs.scale else 0.0,
+        )
+
+    def _eigenvalue(self, end: int) -> Eigenvalue:
+        assert self._ritz is not None
+        value, residual = float(self._ritz.values[end]), float(self._ritz.residuals[end])
+        return Eigenvalue(value, residual, self._certified(end), estimated_error(self._ritz, end))
+
+    def _certified(self, end: int) -> bool:
+        assert self._ritz is not None
+        size = abs(float(self._ritz.values[end]))
+        if self._exhausted:
+            return float(self._ritz.residuals[end]) <= max(self.rule.residual * size, 10 * self._rounding())
+        return (
+            self.products >= self.rule.minimum and self._settled(end, size) and not in_doubt(self._ritz, end)
+        )
+
+    def _settled(self, end: int, size: float) -> bool:
+        assert self._ritz is not None
+        allowed = self.rule.residual * size
+        before = math.inf if self._before is None else float(self._before.values[end])
+        return (
+            float(self._ritz.residuals[end]) <= allowed
+            and abs(float(self._ritz.values[end]) - before) <= allowed
+        )
+
+    def _enough(self) -> bool:
+        assert self._ritz is not None
+        return (
+            self.products >= self.rule.minimum
+            and self._settled(-1, abs(float(self._ritz.values[-1])))
+            and (not self.rule.both_ends or self._settled(0, self._ritz.scale))
+        )
+
+    def _rounding(self) -> float:
+        assert self._ritz is not None
+        return self._eps * self._ritz.scale * math.sqrt(self._dimension)
+
+    def _conclude(self, column: list[float], remainder: Tensor) -> None:
+        """Take what is now known of M q for the vector that was next, and decide whether to go on."""
+        self.products += 1
+        if not all(map(math.isfinite, column)):
+            self._ritz, self.finished = None, True
+            return
+        self._multiplied.append(self._waiting.popleft())
+        self._columns.append(column)
+        self._before, self._ritz = self._ritz, self._rayleigh_ritz()
+        room = self.products < self._dimension and len(self._basis) < self._dimension
+        if room and column[-1] > max(10 * self._rounding(), self._tiny):
+            self._waiting.append(len(self._basis))
+            self._basis.append(remainder / column[-1])
+        self._decide()
+
+    def _decide(self) -> None:
+        self._exhausted = not self._waiting
+        self.finished = self._exhausted or self.products >= self.rule.maximum or self._enough()
+
+    def _rayleigh_ritz(self) -> RitzPairs:
+        rows = max(map(len, self._columns))
+        images = torch.zeros(rows, self.products, dtype=torch.float64)
+        for place, column in enumerate(self._columns):
+            images[: len(column), place] = torch.tensor(column, dtype=torch.float64)
+        projected = images[self._multiplied]
+        values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+        rest = images @ vectors
+        rest[self._multiplied] -= vectors * values
+        asymmetry = float((projected - projected.T).abs().max())
+        return RitzPairs(values, vectors, torch.linalg.vector_norm(rest, dim=0), asymmetry)
+
+
+def advance_together(spaces: Sequence[KrylovSpace], images: Sequence[Tensor]) -> None:
+    """Advance every space by the product of its operator with its `vector`.
+
+    All coefficients of the step come to the host in one transfer; what they mean is decided there.
+
+    Args:
+        spaces: not finished; on one device, in one dtype.
+        images: one a space, shaped as its `vector`.
+    """
+    remainders: list[Tensor] = []
+    figures: list[Tensor] = []
+    for space, image in zip(spaces, images, strict=True):
+        coefficients, remainder = space._basis.remainder(image)
+        remainders.append(remainder)
+        figures += [coefficients, torch.linalg.vector_norm(remainder).unsqueeze(0)]
+    numbers = iter(torch.cat(figures).tolist())
+    for space, remainder in zip(spaces, remainders, strict=True):
+        space._conclude([next(numbers) for _ in range(len(space._basis) + 1)], remainder)
+
+
+def estimated_error(pairs: RitzPairs, end: int) -> float:
+    """Estimate how far a Ritz value at one end is from its eigenvalue: min(r, r^2 / gap).
+
+    The gap is taken to the nearest place where the next Ritz value's own eigenvalue may lie, and is unknown with one
+    pair alone. That next eigenvalue is the nearest only if the space has seen all of that end: an estimate (Parlett,
+    The Symmetric Eigenvalue Problem, section 11.7).
+
+    Args:
+        pairs: of the space.
+        end: -1 for the largest, 0 for the smallest.
+
+    Returns:
+        In units of the operator.
+    """
+    residual = float(pairs.residuals[end])
+    gap = _gap(pairs, end)
+    return min(residual, residual**2 / gap) if gap > 0 else residual
+
+
+def in_doubt(pairs: RitzPairs, end: int) -> bool:
+    """Whether the next Ritz value lies so near that it may belong to the more extreme eigenvalue.
+
+    Args:
+        pairs: of the space.
+        end: -1 for the largest, 0 for the smallest.
+
+    Returns:
+        True where the two residual intervals touch.
+    """
+    return _gap(pairs, end) <= float(pairs.residuals[end]) and len(pairs.values) > 1
+
+
+def _gap(pairs: RitzPairs, end: int) -> float:
+    if len(pairs.values) < 2:
+        return 0.0
+    other = -2 if end else 1
+    return abs(float(pairs.values[end] - pairs.values[other])) - float(pairs.residuals[other])
