@@ -59,7 +59,8 @@ def first_rise(
     """Find the smallest multiple c at which change(c) > 0: doubling or halving from a guess, then bisection.
 
     A change that is not finite counts as a rise. With a guess that is right within a factor of two it takes five
-    or six values. A rise that is over again between two neighbouring probes is not seen.
+    or six values, seven where the guess is the crossing itself. A rise that is over again between two neighbouring
+    probes is not seen.
 
     Args:
         change: c -> f(c) - f(0), for c > 0.

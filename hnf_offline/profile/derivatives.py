@@ -16,7 +16,8 @@ from hnf_offline.linalg.hessian import Block, HessianGraph
 from hnf_offline.linalg.lanczos import Extremes, lanczos_extremes
 from hnf_offline.linalg.operator import Scaled
 from hnf_offline.profile.batch import MicroBatch
-from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, next_update, step_metric
+from hnf_offline.profile.directions import direction_rows
+from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, step_metric
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import Quantity, computable
@@ -82,7 +83,7 @@ def derivative_rows(
         spread = _spread_over_batches(subject, parameters, flat_metric, start, find)
         rows += _spectrum_rows(subject, "", "model", -1, {"scaled_spectrum": scaled}, subject.name, spread)
         rows += _headroom_rows(subject, scaled, spread)
-        rows += _direction_rows(subject, graph, whole, flat_metric)
+        rows += direction_rows(subject, graph.gradients, whole, flat_metric)
     if scaled is not None:
         rows += _mass_rows(subject, whole, scaled)
     if raw is None:
@@ -270,23 +271,6 @@ def _headroom_rows(subject: Subject, scaled: Extremes, spread: tuple[float, floa
         rows.append(
             Row(subject.step, "", "model", -1, entry.name, value, low, high, top.certified, subject.name)
         )
-    return rows
-
-
-def _direction_rows(subject: Subject, graph: HessianGraph, whole: Block, flat_metric: Tensor) -> list[Row]:
-    assert subject.optimizer is not None
-    gradient = whole.flatten(graph.gradients)
-    update = whole.flatten(next_update(subject.optimizer, graph.gradients))
-    moved = flat_metric > 0  # what the optimizer moves at all: the quotients divide by the metric
-    observations = {"gradient": gradient[moved], "update": update[moved], "step_metric": flat_metric[moved]}
-    if bool(gradient[moved].any()):
-        observations["hessian_gradient"] = whole(gradient)[moved]
-    if bool(update[moved].any()):
-        observations["hessian_update"] = whole(torch.where(moved, update, 0.0))[moved]
-    rows: list[Row] = []
-    for entry in _of_derivatives(frozenset(observations)):
-        value = float(entry.function(**{name: observations[name] for name in entry.inputs}))
-        rows.append(Row(subject.step, "", "model", -1, entry.name, value, batch=subject.name))
     return rows
 
 

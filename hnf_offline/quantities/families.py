@@ -12,7 +12,8 @@ from hnf_offline.quantities import (
     proxies,
     replay,
     residual,
+    update,
     weights,
 )
 
-ALL = (weights, replay, attention, norms, residual, logits, proxies, gradients, optimizer, hessian)
+ALL = (weights, replay, attention, norms, residual, logits, proxies, gradients, optimizer, hessian, update)

@@ -51,6 +51,8 @@ class ParameterState:
         exp_avg: first moment, not bias-corrected.
         exp_avg_sq: second moment, not bias-corrected; the running maximum where AMSGrad keeps one.
         momentum_buffer: SGD's momentum.
+        decoupled: whether weight decay stands beside the gradient's moments (AdamW) or inside (Adam); None where
+            the file does not say which of the two it is.
     """
 
     learning_rate: float | None = None
@@ -65,6 +67,7 @@ class ParameterState:
     exp_avg: Tensor | None = None
     exp_avg_sq: Tensor | None = None
     momentum_buffer: Tensor | None = None
+    decoupled: bool | None = None
 
     def second_moment(self) -> Tensor:
         """Bias-corrected second moment, v_hat = v / (1 - beta2^t).
@@ -89,10 +92,20 @@ class OptimizerState:
     Attributes:
         kind: "adam", "adamw", "sgd" or "other".
         parameters: parameter name -> state, in the model's order.
+        saved: whether it was read from a checkpoint; otherwise it is put together from run.toml, the configuration
+            and the log: rates and decays are known, moments are not.
     """
 
     kind: str
     parameters: Mapping[str, ParameterState]
+    saved: bool = True
+
+    @property
+    def moments_known(self) -> bool:
+        """Whether the next update follows from this state and a gradient."""
+        return self.saved or (
+            self.kind == "sgd" and not any(own.momentum for own in self.parameters.values())
+        )
 
 
 def match_optimizer(
@@ -122,7 +135,9 @@ def match_optimizer(
     for name, _ in named_parameters:
         if name in position_of:
             key = position_of[name]
-            parameters[name] = _parameter_state(raw.state.get(key, {}), group_of.get(key, {}), settings)
+            group = group_of.get(key, {})
+            decoupled = _decoupled(settings.kind or raw.kind, group)
+            parameters[name] = _parameter_state(raw.state.get(key, {}), group, settings, decoupled)
     _check_shapes(parameters, shapes, path)
     return OptimizerState(settings.kind or optimizer_kind(raw), parameters)
 
@@ -187,8 +202,19 @@ def _match_names(raw: RawOptimizer, shapes: Mapping[str, Any], path: Path) -> di
     return matched
 
 
+def _decoupled(kind: str | None, group: Mapping[str, Any]) -> bool | None:
+    # Before torch 2.7 no saved group tells Adam from AdamW.
+    if kind is not None and (plain := kind.rsplit(".", 1)[-1].lower()) in {"adam", "adamw"}:
+        return plain == "adamw"
+    told = group.get("decoupled_weight_decay")
+    return None if told is None else bool(told)
+
+
 def _parameter_state(
-    state: Mapping[str, Any], group: Mapping[str, Any], settings: OptimizerSettings
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+    settings: OptimizerSettings,
+    decoupled: bool | None = None,
 ) -> ParameterState:
     betas = settings.betas if settings.betas is not None else group.get("betas")
     step = state.get("step")
@@ -210,6 +236,7 @@ def _parameter_state(
         exp_avg=state.get("exp_avg"),
         exp_avg_sq=state.get("max_exp_avg_sq", state.get("exp_avg_sq")),
         momentum_buffer=state.get("momentum_buffer"),
+        decoupled=decoupled,
     )
 
 
