@@ -10,6 +10,7 @@ import torch
 from hnf_offline.errors import InputError
 from hnf_offline.profile.derivatives import derivative_rows
 from hnf_offline.profile.forward import forward_rows
+from hnf_offline.profile.maps import map_rows, precision_rows
 from hnf_offline.profile.memory import MemoryPlan
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
@@ -39,6 +40,8 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
             stability=tier >= TIERS.index("stability"),
             curvature=tier >= TIERS.index("curvature"),
         )
+    if tier >= TIERS.index("full"):
+        rows += map_rows(subject, settings) + precision_rows(subject)
     return rows
 
 

@@ -6,9 +6,11 @@ from hnf_offline.quantities import (
     attention,
     gradients,
     hessian,
+    jacobian,
     logits,
     norms,
     optimizer,
+    precision,
     proxies,
     replay,
     residual,
@@ -16,4 +18,18 @@ from hnf_offline.quantities import (
     weights,
 )
 
-ALL = (weights, replay, attention, norms, residual, logits, proxies, gradients, optimizer, hessian, update)
+ALL = (
+    weights,
+    replay,
+    attention,
+    norms,
+    residual,
+    logits,
+    proxies,
+    gradients,
+    optimizer,
+    hessian,
+    update,
+    jacobian,
+    precision,
+)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-Reduction = Literal["max", "min", "mean", "rms"]
+Reduction = Literal["max", "min", "mean", "rms", "median"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Bands of the source documents for component estimates, in log10: low < 1e3 < medium < 1e6 < high < 1e9 < danger.
@@ -36,7 +36,7 @@ class Quantity:
         description: the first line of the function's docstring.
         inputs: names of the observations the function needs.
         function: the formula.
-        over_batches: how values of micro-batches combine.
+        over_batches: how values of micro-batches, or of tokens and sequences, combine.
         worst_head: for values per head, which head is reported; None for scalars.
         bands: ascending thresholds between bands, empty where none are published.
     """

@@ -1,0 +1,137 @@
+"""What is looked at of a map: singular values of its Jacobian, norm of its second derivative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hnf_offline.linalg.golub_kahan import SingularValues, largest_singular_values
+from hnf_offline.linalg.jacobian import frobenius_norms, linear_maps, token_jacobians
+from hnf_offline.linalg.second_derivative import SecondDerivativeNorm, second_derivative_norm
+from hnf_offline.linalg.softmax import softmax_spectrum
+from hnf_offline.profile.maps.items import TOKENS, Items
+from hnf_offline.profile.maps.rows import MapObservations
+
+#: Widest map whose Jacobian is formed.
+WIDEST = 1024
+#: Random products for the Frobenius norm of a map that is not formed.
+PROBES = 4
+#: Climbs to ||D2 f||: tokens climb together, so many are cheap; sequences cost a graph each.
+TOKEN_RESTARTS, SEQUENCE_RESTARTS, SEQUENCE_ITERATIONS, SEQUENCE_PRODUCTS = 5, 2, 5, 4
+
+
+def observe_tokens(items: Items, nullity: int, seed: int) -> MapObservations:
+    """Look at a map of single tokens: exact Jacobians where it is no wider than `WIDEST`, Golub-Kahan beyond.
+
+    Args:
+        items: the tokens.
+        nullity: null directions that the map has by construction.
+        seed: of random starts.
+
+    Returns:
+        Observations of every token.
+    """
+    inputs, outputs = items.point[0].numel(), items.value[0].numel()
+    if min(inputs, outputs) <= WIDEST:
+        values = _singular_values(token_jacobians(items.function, items.point))
+        kept = values[:, : values.shape[1] - nullity]
+        seen = {
+            "singular_values": kept,
+            "largest_singular_values": kept[:, 0],
+            "smallest_singular_values": kept[:, -1],
+            "rms_singular_values": kept.square().mean(dim=1).sqrt(),
+        }
+        first = MapObservations(seen)
+    else:
+        first, _ = _krylov(items, nullity, seed)
+    norm = second_derivative_norm(
+        items.function, items.point, restarts=TOKEN_RESTARTS, seed=seed, together=True
+    )
+    return _with_second_derivative(first, norm, items)
+
+
+def observe_sequences(items: Items, seed: int) -> MapObservations:
+    """Look at a map of sequences: Golub-Kahan, and a climb from its right vector and from random directions.
+
+    Args:
+        items: the sequences.
+        seed: of random starts.
+
+    Returns:
+        Observations of every sequence.
+    """
+    seen, found = _krylov(items, 0, seed)
+    norm = second_derivative_norm(
+        items.function,
+        items.point,
+        restarts=SEQUENCE_RESTARTS,
+        iterations=SEQUENCE_ITERATIONS,
+        products=SEQUENCE_PRODUCTS,
+        seed=seed,
+        starts=found.vectors[None],
+    )
+    return _with_second_derivative(seen, norm, items)
+
+
+def _krylov(items: Items, nullity: int, seed: int) -> tuple[MapObservations, SingularValues]:
+    maps = linear_maps(items.function, items.point)
+    flat = items.point.flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
+    found = largest_singular_values(maps.apply, maps.apply_transposed, start)
+    frobenius = frobenius_norms(maps.apply, flat, probes=PROBES, seed=seed + 1)
+    rank = min(items.point[0].numel(), items.value[0].numel()) - nullity
+    seen = MapObservations(
+        {"largest_singular_values": found.values, "rms_singular_values": frobenius.values / rank**0.5},
+        {"largest_singular_values": found.residuals, "rms_singular_values": frobenius.errors / rank**0.5},
+        {"largest_singular_values": found.certified},
+    )
+    return seen, found
+
+
+def _with_second_derivative(
+    seen: MapObservations, norm: SecondDerivativeNorm, items: Items
+) -> MapObservations:
+    return MapObservations(
+        {
+            **seen.values,
+            "second_derivative_norms": norm.value,
+            "input_norms": items.point.flatten(1).norm(dim=1),
+            "output_norms": items.value.flatten(1).norm(dim=1),
+        },
+        seen.errors,
+        {**seen.certified, "second_derivative_norms": norm.settled & (norm.restarts_agreeing >= 2)},
+        frozenset({"second_derivative_norms"}),
+    )
+
+
+def _singular_values(jacobians: Tensor) -> Tensor:
+    """Descending, [items, k]; NaN where a Jacobian is not finite, which the solver would refuse."""
+    finite = jacobians.isfinite().flatten(1).all(dim=1)
+    values: Tensor = torch.linalg.svdvals(jacobians.nan_to_num(0.0, 0.0, 0.0))
+    return torch.where(finite[:, None], values, torch.nan)
+
+
+def observe_softmax(scores: Tensor) -> MapObservations | None:
+    """Look at the softmax of some queries on the keys that they see.
+
+    Args:
+        scores: [sequences, heads, queries, keys], minus infinity where masked.
+
+    Returns:
+        Observations of at most `TOKENS` queries a head, evenly spread; None where none of them sees two keys.
+    """
+    queries = scores.shape[-2]
+    chosen = torch.linspace(0, queries - 1, min(TOKENS, queries), device=scores.device).round().long()
+    # In float64: the smallest probabilities are the point.
+    logits = scores[..., chosen, :].flatten(0, -2).to("cpu", torch.float64)
+    keys = (logits > float("-inf")).sum(dim=-1)
+    logits, keys = logits[keys >= 2], keys[keys >= 2]
+    if not len(keys):
+        return None
+    spectrum = softmax_spectrum(logits.softmax(dim=-1), keys)
+    return MapObservations({
+        "largest_singular_values": spectrum.largest,
+        "smallest_singular_values": spectrum.smallest,
+        "rms_singular_values": spectrum.rms,
+    })
