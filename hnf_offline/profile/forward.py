@@ -45,7 +45,7 @@ def forward_rows(subject: Subject) -> list[Row]:
         owner = path.removesuffix(".softmax")
         depth = -1 if path == "" else depth_within(subject.layers, owner)
         if kind == "softmax":
-            depth = _depth_of_value(subject.layers, owner, depth)
+            depth = depth_of_value(subject.layers, owner, depth)
         for entry, values in quantities.items():
             # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
             halves = torch.stack([_combine(torch.stack(calls), entry.over_batches, None) for calls in values])
@@ -53,7 +53,12 @@ def forward_rows(subject: Subject) -> list[Row]:
     return rows
 
 
-def _depth_of_value(layers: Sequence[Layer], attention: str, otherwise: int) -> int:
+def depth_of_value(layers: Sequence[Layer], attention: str, otherwise: int) -> int:
+    """Give the depth of a softmax over keys: that of the projections that feed it.
+
+    Returns:
+        The depth of the last query, key or value layer in an attention module; `otherwise` where it has none.
+    """
     inside = [
         layer.depth
         for layer in layers
