@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 SHARE = 0.1
 #: ... or after this many seconds, whichever comes first.
 SECONDS = 30.0
+#: On a terminal: seconds between two looks into one checkpoint.
+GLANCE = 0.2
+#: No time is foretold from a smaller share of one checkpoint.
+FORETELLING = 0.01
 
 
 #: Characters of a line on stderr; what a file calls its tensors may have more.
@@ -70,6 +74,7 @@ class Reporter:
         self._told_at = time.monotonic()
         self._told_share = 0.0
         self._told_cache = False
+        self._drawn_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +94,8 @@ class Reporter:
             # Another piece of work begins, such as a zoom after the profile.
             self._spent, self._told_share, self._told_cache = 0.0, 0.0, False
         self.last = progress
-        self._spent += progress.seconds
+        if not progress.part:
+            self._spent += progress.seconds
         if self.quiet:
             return
         if progress.cached and not self._told_cache:
@@ -111,13 +117,17 @@ class Reporter:
             self._bar.console.print(printable(text), markup=False, highlight=False)
 
     def _draw(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.part and now - self._drawn_at < GLANCE:
+            return
+        self._drawn_at = now
         if self._bar is None:
             self._bar = _bar()
             self._bar.add_task(self.label, total=progress.total)
             self._bar.start()
         self._bar.update(
             self._bar.task_ids[0],
-            completed=progress.done,
+            completed=progress.done + progress.share,
             total=progress.total,
             description=self._text(progress),
             refresh=True,
@@ -126,8 +136,9 @@ class Reporter:
     def _line(self, progress: Progress) -> None:
         share = progress.done / max(progress.total, 1)
         now = time.monotonic()
-        due = share - self._told_share >= SHARE or now - self._told_at >= SECONDS
-        if due or progress.done == progress.total:
+        # Looks into a checkpoint are for those that take minutes: the clock alone decides.
+        reached = not progress.part and share - self._told_share >= SHARE
+        if reached or now - self._told_at >= SECONDS or progress.done == progress.total:
             self._told_share, self._told_at = share, now
             note(self._text(progress))
 
@@ -136,12 +147,16 @@ class Reporter:
         # Other work than what was asked for, such as a zoom within a report, has a tier and units of its own.
         own = progress.work in {"", self.label}
         label, tier, unit = (self.label, self.tier, f"/{self.unit}") if own else (progress.work, "", " each")
-        text = f"{label} {progress.done}/{progress.total} step {progress.step} {tier}".rstrip()
-        if fresh <= 0:
-            return text
-        each = self._spent / fresh
-        left = round(each * (progress.total - progress.done))
-        return f"{text} {each:.1f} s{unit} ETA {left // 60}:{left % 60:02d}"
+        words = [f"{label} {progress.done}/{progress.total} step {progress.step}", tier, progress.part]
+        if fresh > 0:
+            words.append(f"{self._spent / fresh:.1f} s{unit}")
+        # What is half done counts half, in the work and in the time it took.
+        behind = fresh + progress.share
+        if behind >= FORETELLING:
+            spent = self._spent + (progress.seconds if progress.part else 0.0)
+            left = round(spent / behind * max(0.0, progress.total - progress.done - progress.share))
+            words.append(f"ETA {left // 60}:{left % 60:02d}")
+        return " ".join(word for word in words if word)
 
 
 def _bar() -> Bar:

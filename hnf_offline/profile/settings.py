@@ -47,13 +47,15 @@ class Progress:
     """One step of progress: `done` of `total` checkpoints, `cached` of them from an earlier run.
 
     Attributes:
-        step: the checkpoint just finished.
+        step: the checkpoint just finished, or the one being measured where `part` says how far it is.
         done: checkpoints finished so far, those from the cache included.
         total: checkpoints asked for.
         cached: checkpoints taken from the cache.
-        seconds: what this checkpoint cost, 0.0 from the cache.
+        seconds: what this checkpoint cost (has cost so far, with a `part`), 0.0 from the cache.
         event: a sentence worth telling now ("step 140: S crosses 1 in layers.0"), "" for none.
         work: what is going on where that is not what was asked for, such as a "zoom" within a report; "" otherwise.
+        part: how far a checkpoint is that is not finished ("layers 31 of 148"), "" where one just was.
+        share: share of the work of unfinished checkpoints that is behind; above 1 where several are measured at once.
     """
 
     step: int
@@ -63,6 +65,8 @@ class Progress:
     seconds: float
     event: str = ""
     work: str = ""
+    part: str = ""
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hnf_offline.profile.parts import heard_by, tell_part
 from hnf_offline.profile.settings import Progress
 from hnf_offline.progress import Reporter
 
@@ -117,3 +118,60 @@ def test_another_piece_of_work_is_told_from_its_own_beginning(capsys: pytest.Cap
         "zoom 1/10 step 141 stability 2.0 s/step ETA 0:18",
         "zoom 2/10 step 142 stability 2.0 s/step ETA 0:16",
     ]
+
+
+def test_within_a_long_checkpoint_its_layers_and_an_honest_time_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("hnf_offline.progress.time.monotonic", lambda: now[0])
+    with Reporter("profile", "screen") as tell:
+        for layer in range(149):
+            # 0.5 s a layer; the first 49 of them are two thirds of the work, as those of the last blocks are not.
+            now[0] = 0.5 * layer
+            share = layer / 49 * 2 / 3 if layer < 49 else 2 / 3 + (layer - 49) / 99 / 3
+            tell(Progress(0, 0, 2, 0, now[0], part=f"layers {layer} of 148", share=share))
+        tell(Progress(0, 1, 2, 0, 74.0))
+        now[0] = 74.0 + 37.0
+        tell(Progress(10, 1, 2, 0, 37.0, part="layers 20 of 148", share=0.5))
+    assert capsys.readouterr().err.splitlines() == [
+        # 30 s for .704 of one of two checkpoints: 42.6 s each, 55.3 s are left; then 60 s for .906: 72.5 s
+        "profile 0/2 step 0 screen layers 60 of 148 ETA 0:55",
+        "profile 0/2 step 0 screen layers 120 of 148 ETA 1:12",
+        "profile 1/2 step 0 screen 74.0 s/ckpt ETA 1:14",
+        "profile 1/2 step 10 screen layers 20 of 148 74.0 s/ckpt ETA 0:37",
+    ]
+
+
+def test_quick_checkpoints_say_nothing_of_their_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter("profile", "curvature") as tell:
+        for done in range(2):
+            for layer in range(15):
+                tell(Progress(done, done, 2, 0, 0.1, part=f"layers {layer} of 14", share=layer / 14))
+            tell(Progress(done, done + 1, 2, 0, 1.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "profile 1/2 step 0 curvature 1.0 s/ckpt ETA 0:01",
+        "profile 2/2 step 1 curvature 1.0 s/ckpt ETA 0:00",
+    ]
+
+
+def test_no_time_is_foretold_before_anything_was_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr("hnf_offline.progress.time.monotonic", lambda: float(next(clock)))
+    with Reporter("profile", "screen") as tell:
+        tell(Progress(5, 0, 1, 0, 40.0, part="layers 0 of 148", share=0.0))
+    assert capsys.readouterr().err == "profile 0/1 step 5 screen layers 0 of 148\n"
+
+
+def test_whoever_listens_hears_of_the_parts() -> None:
+    heard: list[tuple[int, int, int, float]] = []
+    tell_part(1, 2, 3, 0.5)  # nobody listens
+    with heard_by(lambda *told: heard.append(told)):
+        tell_part(140, 31, 148, 0.4)
+        with heard_by(None):
+            tell_part(140, 32, 148, 0.5)
+        tell_part(140, 148, 148, 1.3)  # more work than was foreseen
+    tell_part(150, 1, 148, 0.1)
+    assert heard == [(140, 31, 148, 0.4), (140, 148, 148, 1.0)]
