@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from hnf_offline.errors import InputError
 from hnf_offline.profile.derivatives import derivative_rows
+from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.forward import forward_rows
 from hnf_offline.profile.maps import map_rows, precision_rows
 from hnf_offline.profile.memory import MemoryPlan
-from hnf_offline.profile.session import Session
+from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import computable
@@ -46,7 +46,12 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
 
 
 def measure_in_memory(
-    session: Session, settings: ProfileSettings, step: int, state: OptimizerState | None, path: Path
+    session: Session,
+    settings: ProfileSettings,
+    step: int,
+    state: OptimizerState | None,
+    path: Path,
+    restore: Callable[[], None] | None = None,
 ) -> tuple[list[Row], int]:
     """Measure the weights in a session's module on its rows; where memory runs out, on fewer rows at a time.
 
@@ -56,6 +61,8 @@ def measure_in_memory(
         step: optimizer updates applied to these weights.
         state: the optimizer's state, None where there is none.
         path: the checkpoint, for error messages.
+        restore: puts the weights back as they were, should a try that failed have left others; None where
+            nothing can.
 
     Returns:
         Rows of the long table, and how many replayed rows went through the model at once.
@@ -63,18 +70,12 @@ def measure_in_memory(
     Raises:
         InputError: if not even one row fits into the memory of the device.
     """
-    memory = session.memory
-    while True:
-        try:
-            return measure(_subject(session, step, state, memory), settings), memory.rows
-        except torch.OutOfMemoryError:
-            if memory.rows == 1:
-                raise InputError(
-                    "one row does not fit into the memory of the device",
-                    path=path,
-                    remedy="use --device cpu, or shorter rows through --replay",
-                ) from None
-            memory = replace(memory, rows=memory.rows // 2, keep_graphs=False)
+
+    def work(memory: MemoryPlan) -> list[Row]:
+        return measure(_subject(session, step, state, memory), settings)
+
+    rows, memory = halving(work, memory_now(session), path, restore)
+    return rows, memory.rows
 
 
 def _subject(session: Session, step: int, state: OptimizerState | None, memory: MemoryPlan) -> Subject:
@@ -102,17 +103,20 @@ def weights_rows(subject: Subject) -> list[Row]:
     """
     entry = computable(frozenset({"weight"}), "forward")[0]
     parameters = dict(subject.module.named_parameters())
-    shares = {
-        layer: entry.function(torch.cat([part.gather(parameters[part.parameter]) for part in layer.parts]))
-        for layer in subject.layers
-    }
-    total = sum(layer.size for layer in subject.layers)
-    whole = float(sum(share * layer.size for layer, share in shares.items())) / total if total else 0.0
+    layers = subject.layers
+    if not layers:
+        return [Row(subject.step, "", "model", -1, entry.name, 0.0)]
+    # One transfer for all layers.
+    shares = torch.stack([
+        entry.function(torch.cat([part.gather(parameters[part.parameter]) for part in layer.parts]))
+        for layer in layers
+    ]).tolist()
+    total = sum(layer.size for layer in layers)
+    whole = sum(share * layer.size for share, layer in zip(shares, layers, strict=True)) / max(1, total)
     rows = [Row(subject.step, "", "model", -1, entry.name, whole)]
-    if whole > 0:
-        rows += [
-            Row(subject.step, layer.path, layer.kind, layer.depth, entry.name, float(share))
-            for layer, share in shares.items()
-            if float(share) > 0
-        ]
+    rows += [
+        Row(subject.step, layer.path, layer.kind, layer.depth, entry.name, share)
+        for share, layer in zip(shares, layers, strict=True)
+        if share > 0
+    ]
     return rows

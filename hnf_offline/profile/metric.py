@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hnf_offline.quantities.optimizer import adam_step_metric, sgd_step_size
+from hnf_offline.run.model.placing import placed
 from hnf_offline.run.optimizer import OptimizerState, ParameterState
 
 
@@ -76,9 +78,11 @@ def next_update(state: OptimizerState, gradients: Mapping[str, Tensor]) -> dict[
             continue
         second = _second_moment(own, gradient)
         if own.exp_avg is not None and second is not None:
-            direction = own.exp_avg.to(gradient).reshape(gradient.shape) / (second.sqrt() + (own.eps or 0.0))
+            direction = placed(own.exp_avg, gradient.device).to(gradient).reshape(gradient.shape) / (
+                second.sqrt() + (own.eps or 0.0)
+            )
         elif own.momentum_buffer is not None:
-            direction = own.momentum_buffer.to(gradient).reshape(gradient.shape)
+            direction = placed(own.momentum_buffer, gradient.device).to(gradient).reshape(gradient.shape)
         else:
             direction = gradient
         update[name] = own.learning_rate * direction
@@ -98,4 +102,5 @@ def largest_learning_rate(state: OptimizerState) -> float | None:
 def _second_moment(own: ParameterState, like: Tensor) -> Tensor | None:
     if own.exp_avg_sq is None or own.beta2 is None or not own.step:
         return None
-    return own.second_moment().to(like).reshape(like.shape)
+    on_device = replace(own, exp_avg_sq=placed(own.exp_avg_sq, like.device))  # divided there, not here
+    return on_device.second_moment().to(like).reshape(like.shape)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hnf_offline.profile.cost import forward_passes, forward_seconds, measured_layers
+from hnf_offline.profile.devices import choose_devices
 from hnf_offline.profile.run import selected, shard_keys
-from hnf_offline.profile.session import check_settings, choose_device, open_session
+from hnf_offline.profile.session import check_settings, open_session
 from hnf_offline.profile.settings import Plan, ProfileSettings
 from hnf_offline.profile.shards import read_shard, settings_key, shard_path
 from hnf_offline.run.records import Run
@@ -31,7 +32,7 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
         for point, own_key in zip(checkpoints, shard_keys(run, session, key, checkpoints), strict=True)
     )
     if session is None:
-        device = str(choose_device(settings.device))
+        device = ", ".join(map(str, choose_devices(settings.device)))
         return Plan(len(checkpoints), cached, "weights", 0, 0, 0, 0, 0.0, 0, device, missing)
     with_state = any(point.optimizer_files for point in checkpoints)
     forwards = forward_passes(session, settings, with_state=with_state)
@@ -45,7 +46,7 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
         tokens=session.batch.tokens.numel(),
         forwards=forwards,
         peak_bytes=session.memory.peak_bytes,
-        device=str(session.device),
+        device=", ".join(map(str, choose_devices(settings.device))),
         missing=missing,
         seconds=forwards * forward_seconds(session),
     )

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-import torch
-from torch import Tensor
 
-from hnf_offline.errors import InputError, UserError
-from hnf_offline.profile.batch import ReplayBatch
+from hnf_offline.errors import InputError
+from hnf_offline.profile.checkpoint import logged_losses, measure_each, steps_to_check
 from hnf_offline.profile.cost import forward_passes, forward_seconds
-from hnf_offline.profile.measure import measure_in_memory
-from hnf_offline.profile.session import (
-    Session,
-    check_settings,
-    full_precision,
-    open_session,
-    optimizer_of,
-)
+from hnf_offline.profile.devices import choose_devices
+from hnf_offline.profile.finished import Finished, Lost, event, stability_ratio
+from hnf_offline.profile.processes import measure_on_devices
+from hnf_offline.profile.session import Session, check_settings, open_session
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import (
     join_shards,
@@ -33,27 +26,9 @@ from hnf_offline.profile.shards import (
     shard_key,
     shard_path,
     write_parquet,
-    write_shard,
 )
-from hnf_offline.quantities.registry import computable
-from hnf_offline.run.batches import load_rows
-from hnf_offline.run.formats import load_optimizer, load_weights
-from hnf_offline.run.model.build import load_weights_into
-from hnf_offline.run.model.loss import evaluate
-from hnf_offline.run.optimizer import RawOptimizer
 from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.run.remote import check_room
-from hnf_offline.table import Row
-
-#: Relative difference up to which a replayed loss counts as the logged one.
-LOSS_AGREES = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    weights: dict[str, Tensor]
-    optimizer: RawOptimizer | None
-    damage: UserError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,51 +95,93 @@ def profile_run(
     checkpoints = selected(run, settings)
     check_room(run.path, checkpoints)
     session = open_session(run, settings, model_factory) if checkpoints else None
+    devices = [str(device) for device in choose_devices(settings.device)] if session is not None else ["cpu"]
+    parameters = None if session is None else sum(layer.size for layer in session.layers)
     key = settings_key(settings, () if session is None else session.identity)
+    folder = out / "profile"
     frames: list[pl.DataFrame] = []
-    skipped: list[tuple[Path, str, str]] = []
     waiting: list[tuple[Checkpoint, str]] = []
     for checkpoint, own_key in zip(checkpoints, shard_keys(run, session, key, checkpoints), strict=True):
-        cached = read_shard(shard_path(out / "profile", checkpoint), own_key)
+        cached = read_shard(shard_path(folder, checkpoint), own_key)
         if cached is None:
             waiting.append((checkpoint, own_key))
         else:
             frames.append(cached)
-    done = cached_count = len(frames)
-    if cached_count and on_progress is not None:
-        on_progress(Progress(checkpoints[0].step, done, len(checkpoints), cached_count, 0.0))
+    tell = _Teller(on_progress, len(checkpoints), len(frames))
+    if frames:
+        tell(checkpoints[0].step)
     if session is not None and on_progress is not None and waiting:
-        words = _announcement(session, settings, [point for point, _ in waiting])
+        words = _announcement(session, settings, [point for point, _ in waiting], len(devices))
         if words:
-            on_progress(Progress(waiting[0][0].step, done, len(checkpoints), cached_count, 0.0, words))
-    ratio: float | None = None
-    with full_precision():
-        for (checkpoint, own_key), loaded in _read_ahead([point for point, _ in waiting], waiting):
-            began = time.perf_counter()
-            try:
-                if isinstance(loaded, UserError):
-                    raise loaded
-                rows = _measure(run, session, settings, checkpoint, loaded, skipped)
-            except UserError as error:
-                skipped.append((checkpoint.path, error.reason, error.remedy or ""))
-                rows = []
-            else:
-                frames.append(write_shard(shard_path(out / "profile", checkpoint), rows, own_key))
-            done += 1
-            if on_progress is not None:
-                seconds, event = time.perf_counter() - began, _event(rows, ratio)
-                on_progress(Progress(checkpoint.step, done, len(checkpoints), cached_count, seconds, event))
-            ratio = _stability(rows) or ratio
-    if checkpoints and not frames:
+            tell(waiting[0][0].step, event=words)
+    work: Generator[Finished | Lost]
+    if len(devices) > 1 and len(waiting) > 1:
+        session = None  # each process builds its own; what this one took goes back first
+        work = measure_on_devices(run, settings, folder, devices, waiting, model_factory)
+    else:
+        work = measure_each(run, session, settings, folder, waiting)
+    ended: list[Finished | Lost] = []
+    ratios: dict[int, float] = {}
+    with closing(work):
+        for one in work:
+            ended.append(one)
+            if isinstance(one, Lost):
+                tell(one.checkpoints[0].step, event=one.event)
+                continue
+            tell.done += 1
+            step = one.checkpoint.step
+            tell(step, measured=True, event=event(one, ratios))
+            ratio = stability_ratio(one.frame)
+            if ratio is not None:
+                ratios[step] = ratio
+    measured = [one.frame for one in ended if isinstance(one, Finished) and one.frame is not None]
+    skipped = _in_order(ended)
+    if checkpoints and not frames and not measured:
         path, reason, remedy = skipped[0]
         raise InputError(
             f"none of {len(checkpoints)} checkpoints could be profiled: {reason}", path=path, remedy=remedy
         )
-    result = join_shards(frames)
+    result = join_shards([*frames, *measured])
     write_parquet(out / "profile.parquet", result)
-    parameters = None if session is None else sum(layer.size for layer in session.layers)
-    device = "cpu" if session is None else str(session.device)
-    return Profile(result, tuple(skipped), len(frames) - cached_count, cached_count, parameters, device)
+    return Profile(result, skipped, len(measured), len(frames), parameters, ", ".join(devices))
+
+
+class _Teller:
+    """Tells the progress, and how long each checkpoint took by the clock on the wall.
+
+    Attributes:
+        done: checkpoints that are there, those from the cache included.
+    """
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None, total: int, cached: int) -> None:
+        self.done = cached
+        self._on_progress = on_progress
+        self._total = total
+        self._cached = cached
+        self._began = time.perf_counter()
+
+    def __call__(self, step: int, *, event: str = "", measured: bool = False) -> None:
+        seconds = 0.0
+        if measured:
+            # Several processes work at once: what counts for the rest is the time between two that are done.
+            now = time.perf_counter()
+            seconds, self._began = now - self._began, now
+        if self._on_progress is not None:
+            self._on_progress(Progress(step, self.done, self._total, self._cached, seconds, event))
+
+
+def _in_order(ended: Sequence[Finished | Lost]) -> tuple[tuple[Path, str, str], ...]:
+    """Put what was left out into the order of the steps, in which one process would have met it."""
+    told = [
+        (one.checkpoint.step if isinstance(one, Finished) else point.step, entry)
+        for one in ended
+        for point, entry in (
+            [(one.checkpoint, entry) for entry in one.skipped]
+            if isinstance(one, Finished)
+            else zip(one.checkpoints, one.skipped, strict=True)
+        )
+    ]
+    return tuple(entry for _, entry in sorted(told, key=lambda pair: pair[0]))
 
 
 def shard_keys(
@@ -177,148 +194,27 @@ def shard_keys(
     Yields:
         One key a checkpoint.
     """
-    logged = _logged_losses(run)
+    logged = logged_losses(run)
     for checkpoint in checkpoints:
         key = shard_key(checkpoint, settings)
         if session is not None:
             checked = [
                 (step, tuple(session.source.rows_of_step(step)), logged[step])
-                for step in _steps_to_check(checkpoint.step)
+                for step in steps_to_check(checkpoint.step)
                 if step in logged
             ]
             key += hashlib.blake2b(repr(checked).encode(), digest_size=8).hexdigest()
         yield key
 
 
-def _read_ahead(
-    checkpoints: list[Checkpoint], pairs: list[tuple[Checkpoint, str]]
-) -> Iterator[tuple[tuple[Checkpoint, str], _Loaded | UserError]]:
-    """Read one checkpoint ahead of the one in use, and hold no more than those two."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(_load, checkpoints[0]) if checkpoints else None
-        for position, pair in enumerate(pairs):
-            assert ahead is not None
-            loaded = ahead.result()
-            following = position + 1
-            ahead = reader.submit(_load, checkpoints[following]) if following < len(checkpoints) else None
-            yield pair, loaded
-
-
-def _load(checkpoint: Checkpoint) -> _Loaded | UserError:
-    try:
-        weights = load_weights(checkpoint)
-    except UserError as error:
-        return error
-    try:
-        return _Loaded(weights, load_optimizer(checkpoint))
-    except UserError as error:
-        # A state that was cut off while it was written does not spoil the weights.
-        return _Loaded(weights, None, error)
-
-
-def _measure(
-    run: Run,
-    session: Session | None,
-    settings: ProfileSettings,
-    checkpoint: Checkpoint,
-    loaded: _Loaded,
-    skipped: list[tuple[Path, str, str]],
-) -> list[Row]:
-    if loaded.damage is not None:
-        where, reason = loaded.damage.path or checkpoint.path, loaded.damage.reason
-        skipped.append((where, f"its optimizer state {reason}", "S is left out at this checkpoint"))
-    if session is None:
-        return weights_only_rows(checkpoint.step, loaded.weights)
-    load_weights_into(session.module, loaded.weights)
-    state, reason = optimizer_of(session, run, checkpoint, loaded.optimizer)
-    if reason:
-        skipped.append((checkpoint.path, reason, "S is left out at this checkpoint"))
-    rows, together = measure_in_memory(session, settings, checkpoint.step, state, checkpoint.path)
-    return rows + training_loss_rows(run, session, checkpoint.step, together)
-
-
-def weights_only_rows(step: int, weights: dict[str, Tensor]) -> list[Row]:
-    """Look at the weights alone, where there is no model or nothing to replay.
-
-    Returns:
-        The share of non-finite values, of all tensors and of each that has some.
-    """
-    entry = computable(frozenset({"weight"}), "forward")[0]
-    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-    shares = {name: float(entry.function(tensor)) for name, tensor in floating.items()}
-    total = sum(tensor.numel() for tensor in floating.values())
-    whole = sum(shares[name] * tensor.numel() for name, tensor in floating.items()) / max(1, total)
-    rows = [Row(step, "", "model", -1, entry.name, whole)]
-    return rows + [
-        Row(step, name, "other", depth, entry.name, share)
-        for depth, (name, share) in enumerate(shares.items())
-        if share > 0
-    ]
-
-
-def training_loss_rows(run: Run, session: Session, step: int, together: int | None = None) -> list[Row]:
-    """Replay the training batch of the next step: it must give the loss that was logged.
-
-    Where it does not, the batches before and after are tried, so that a step count that is off by one is found.
-
-    Args:
-        run: the run, for its log.
-        session: the module with the checkpoint's weights in it, and the batches.
-        step: the checkpoint's step.
-        together: rows that go through the model at once, None for what the memory plan says.
-
-    Returns:
-        `replay.loss` rows with batch "step N"; empty where the batches' steps are unknown.
-    """
-    logged = _logged_losses(run)
-    rows: list[Row] = []
-    entry = computable(frozenset({"loss"}), "forward")[0]
-    for batch_step in _steps_to_check(step):
-        numbers = session.source.rows_of_step(batch_step)
-        if not len(numbers) or batch_step not in logged:
-            if batch_step == step + 1:
-                break  # the last checkpoint: no logged step follows that could agree
-            continue
-        tokens, labels = load_rows(session.source, tuple(numbers))
-        batch = ReplayBatch.of(tokens, labels, f"step {batch_step}")
-        with torch.no_grad():
-            losses = [
-                micro.weight
-                * float(entry.function(evaluate(session.module, micro.tokens, micro.labels).loss))
-                for micro in batch.cut(together or session.memory.rows, session.device)
-            ]
-        if not losses:
-            continue  # every position of the batch is ignored
-        value = sum(losses)
-        rows.append(Row(step, "", "model", -1, entry.name, value, batch=batch.name))
-        if batch_step == step + 1 and _agree(value, logged[batch_step]):
-            break
-    return rows
-
-
-def _agree(replayed: float, logged: float) -> bool:
-    if math.isnan(replayed) or math.isnan(logged):
-        return math.isnan(replayed) and math.isnan(logged)  # a dead run replays as dead
-    return replayed == logged or abs(replayed - logged) <= LOSS_AGREES * max(1.0, abs(replayed))
-
-
-def _steps_to_check(step: int) -> tuple[int, int, int]:
-    return step + 1, step, step + 2
-
-
-def _logged_losses(run: Run) -> dict[int, float]:
-    if run.log is None:
-        return {}
-    known = run.log.rows.select("step", "loss").drop_nulls()
-    return dict(zip(known["step"].to_list(), known["loss"].to_list(), strict=True))
-
-
-def _announcement(session: Session, settings: ProfileSettings, checkpoints: list[Checkpoint]) -> str:
+def _announcement(
+    session: Session, settings: ProfileSettings, checkpoints: list[Checkpoint], devices: int
+) -> str:
     """Say beforehand what will take more than a minute; "" for less."""
     with_state = sum(bool(point.optimizer_files) for point in checkpoints)
     passes = with_state * forward_passes(session, settings, with_state=True)
     passes += (len(checkpoints) - with_state) * forward_passes(session, settings, with_state=False)
-    minutes = passes * forward_seconds(session, repeats=1) / 60
+    minutes = passes * forward_seconds(session, repeats=1) / 60 / min(devices, len(checkpoints))
     if minutes < 1:
         return ""
     peak = session.memory.peak_bytes / 2**20
@@ -326,19 +222,3 @@ def _announcement(session: Session, settings: ProfileSettings, checkpoints: list
         f"{len(checkpoints)} checkpoints will take about {minutes:.0f} min and {peak:,.0f} MiB; "
         "--tier gradient, --layers or --every make it shorter"
     )
-
-
-def _stability(rows: list[Row]) -> float | None:
-    whole = (row.value for row in rows if row.quantity == "hessian.stability_ratio" and row.layer == "")
-    return next(whole, None)
-
-
-def _event(rows: list[Row], before: float | None) -> str:
-    """Tell what happened at a checkpoint; a run that stays beyond the edge is told once."""
-    for row in rows:
-        if row.quantity == "weight.nonfinite" and row.layer == "" and row.value > 0:
-            return f"step {row.step}: {row.value:.2%} of the weights are not finite"
-    now = _stability(rows)
-    if now is not None and now >= 1 and (before is None or before < 1):
-        return f"step {rows[0].step}: S = {now:.2f}, beyond the edge of stability"
-    return ""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hnf_offline.errors import AmbiguousOptimizerError, InputError, UsageError, UserError
 from hnf_offline.profile.batch import ReplayBatch, choose_rows
+from hnf_offline.profile.devices import choose_device, device_names
 from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.run.batches import describe, load_rows
@@ -40,6 +41,8 @@ class Session:
         source: the batch file, for the rows of single steps.
         memory: how the rows are cut.
         identity: what the settings' key needs to know of model and rows.
+        row_bytes: what one row keeps in an ordinary forward pass; 0 where that is not known.
+        sharing: processes that share the free memory of the device.
     """
 
     device: torch.device
@@ -50,24 +53,8 @@ class Session:
     source: Batches
     memory: MemoryPlan
     identity: tuple[str, ...]
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn "auto" into the best device there is.
-
-    Returns:
-        The device.
-
-    Raises:
-        UsageError: if the named device is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, present in there.items() if present))
-    kind = name.split(":", maxsplit=1)[0]
-    if not there.get(kind, False):
-        raise UsageError(f"device {name!r} is not available here", remedy="use --device auto")
-    return torch.device(name)
+    row_bytes: int = 0
+    sharing: int = 1
 
 
 def check_settings(settings: ProfileSettings) -> None:
@@ -84,14 +71,23 @@ def check_settings(settings: ProfileSettings) -> None:
         )
     if settings.every < 1 or (settings.rows is not None and settings.rows < 1):
         raise UsageError("--every and --rows must be at least 1")
+    device_names(settings.device)
 
 
 #: Parameters that any run may have besides those in its files.
 _SMALL_MODEL = 10_000_000
 
 
-def open_session(run: Run, settings: ProfileSettings, model_factory: str | None = None) -> Session | None:
+def open_session(
+    run: Run, settings: ProfileSettings, model_factory: str | None = None, *, sharing: int = 1
+) -> Session | None:
     """Build the module and choose the rows.
+
+    Args:
+        run: the run directory's records.
+        settings: which rows, where, in what precision; of several devices the first.
+        model_factory: `package.module:function` instead of the run's own model.
+        sharing: processes that share the free memory of the device, this one included.
 
     Returns:
         The session; None where the run has no model or no batches, so that only weights can be looked at.
@@ -128,14 +124,10 @@ def open_session(run: Run, settings: ProfileSettings, model_factory: str | None 
         if len(rows) < batches.rows
         else f"all {len(rows)} rows of {batches.path.name}",
     )
-    memory = plan_memory(
-        _bytes_of_a_row(
-            module, tokens[:1].to(device), None if labels is None else labels[:1].to(device), batches
-        ),
-        len(rows),
-        sum(value.numel() * value.element_size() for value in module.parameters()),
-        free_bytes(device),
+    row_bytes = _bytes_of_a_row(
+        module, tokens[:1].to(device), None if labels is None else labels[:1].to(device), batches
     )
+    memory = plan_memory(row_bytes, len(rows), bytes_of_parameters(module), free_bytes(device) // sharing)
     shape = json.dumps([[name, list(value.shape)] for name, value in module.named_parameters()])
     model = hashlib.blake2b(
         (
@@ -151,7 +143,36 @@ def open_session(run: Run, settings: ProfileSettings, model_factory: str | None 
         repr(run.optimizer),
         *(one.digest for one in training_batches),
     )
-    return Session(device, module, layers, batch, training_batches, batches, memory, identity)
+    return Session(
+        device, module, layers, batch, training_batches, batches, memory, identity, row_bytes, sharing
+    )
+
+
+def bytes_of_parameters(module: nn.Module) -> int:
+    """Add up the parameters of a module.
+
+    Returns:
+        Bytes, in the dtype they have.
+    """
+    return sum(value.numel() * value.element_size() for value in module.parameters())
+
+
+def memory_now(session: Session) -> MemoryPlan:
+    """Read anew how much memory of a GPU is free: others may have come or gone since the session was opened.
+
+    Elsewhere the plan stays, so that the sums of all checkpoints are taken in one order.
+
+    Returns:
+        The plan for the next checkpoint.
+    """
+    if session.device.type != "cuda" or not session.row_bytes:
+        return session.memory
+    return plan_memory(
+        session.row_bytes,
+        len(session.batch.tokens),
+        bytes_of_parameters(session.module),
+        free_bytes(session.device) // session.sharing,
+    )
 
 
 def _most_parameters(run: Run) -> int:

@@ -138,7 +138,7 @@ def test_an_unexpected_error_is_one_line_and_the_traceback_on_demand(
 def test_interrupted_says_what_is_kept_and_goes_on(
     hnf: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path
 ) -> None:
-    from hnf_offline.profile import run as profiling
+    from hnf_offline.profile import checkpoint as profiling
 
     measure = profiling.measure_in_memory
     calls = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hnf_offline.errors import InputError, UsageError
+from hnf_offline.run.model.placing import placed
 from hnf_offline.run.records import ModelSource
 
 #: What wrappers put into names: before all of them (compile, DDP, FSDP), or before those of a wrapped block.
@@ -117,7 +118,7 @@ def load_weights_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                     f"and {tuple(target.shape)} in the model",
                     remedy="check that config.json or run.toml describes the model that was trained",
                 )
-            target.copy_(stripped[name])
+            target.copy_(placed(stripped[name], target.device))
 
 
 def in_names_of(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
