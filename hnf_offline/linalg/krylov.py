@@ -156,6 +156,11 @@ class KrylovSpace:
         """The unit vector to multiply next, [dimension]."""
         return self._basis[self._waiting[0]]
 
+    @property
+    def pairs(self) -> RitzPairs | None:
+        """What is known of the spectrum so far; None where the operator gave something not finite."""
+        return self._ritz
+
     def advance(self, image: Tensor) -> None:
         """Take the product of the operator with `vector`, [dimension]."""
         advance_together([self], [image])
