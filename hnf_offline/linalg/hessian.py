@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +56,18 @@ class Part:
         flat = values.new_zeros(torch.Size(self.shape).numel())
         flat[self.index.to(flat.device)] = values
         return flat.reshape(self.shape)
+
+
+class HessianProducts(Protocol):
+    """Whatever multiplies a Hessian by vectors: exactly, or by differences of gradients."""
+
+    def product(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Multiply by a vector that is zero outside some parameters.
+
+        Returns:
+            The product restricted to the same parameters, by name.
+        """
+        ...
 
 
 class HessianGraph:
@@ -146,7 +159,7 @@ class Block:
         parts: which entries, in the order of the flat vector.
     """
 
-    hessian: HessianGraph
+    hessian: HessianProducts
     parts: tuple[Part, ...]
 
     @property

@@ -1,0 +1,237 @@
+"""Extreme eigenvalues of every layer's diagonal block, as few forward passes as they allow.
+
+Layers of one block go through the model together (`suffix`), their Lanczos processes step by step with them
+(`linalg.lockstep`). A layer whose differences are no products, as the calibration found, gets exact ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hnf_offline.linalg.extremes import Eigenvalue, Extremes
+from hnf_offline.linalg.hessian import HessianGraph
+from hnf_offline.linalg.lockstep import Problem, extremes_together
+from hnf_offline.linalg.stopping import StopRule
+from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.suffix.blocks import unfused
+from hnf_offline.profile.suffix.calibration import Calibration
+from hnf_offline.profile.suffix.products import Request, SuffixProducts
+from hnf_offline.run.model.layers import Layer
+from hnf_offline.run.model.loss import evaluate
+
+#: Called as on_part(layers finished, layers in all).
+OnPart = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProblem:
+    """One layer's block, raw or scaled, whose extremes are wanted.
+
+    Attributes:
+        layer: the layer.
+        start: where Lanczos begins, [size].
+        rule: when it stops.
+        scale: D of D H_ll D, [size]; None for H_ll itself.
+    """
+
+    layer: Layer
+    start: Tensor
+    rule: StopRule
+    scale: Tensor | None = None
+
+
+def exact_graph(
+    module: nn.Module, batches: Sequence[MicroBatch], *, keep: bool, names: frozenset[str] | None = None
+) -> HessianGraph:
+    """Build the graph of second derivatives on some micro-batches, under the attention kernel that has them.
+
+    Args:
+        module: in eval mode.
+        batches: micro-batches whose weights sum to 1.
+        keep: hold the graphs of all of them, or build one anew at every product.
+        names: parameters it is for, None for all.
+
+    Returns:
+        The graph.
+    """
+
+    def loss(batch: MicroBatch) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH), unfused():
+            return evaluate(module, batch.tokens, batch.labels).loss
+
+    parameters = {
+        name: value
+        for name, value in module.named_parameters()
+        if value.requires_grad and (names is None or name in names)
+    }
+    losses = [partial(loss, batch) for batch in batches]
+    return HessianGraph(losses, [batch.weight for batch in batches], parameters, keep=keep)
+
+
+class LayerProducts:
+    """Products of layers' blocks on some micro-batches, by whatever the calibration says.
+
+    Attributes:
+        products: products made so far.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Sequence[MicroBatch],
+        gradients: Mapping[str, Tensor],
+        calibration: Calibration,
+        *,
+        copies: int,
+        keep_graphs: bool = True,
+    ) -> None:
+        """Remember the unchanged forward passes.
+
+        Args:
+            module: in eval mode.
+            batches: micro-batches whose weights sum to 1.
+            gradients: of their weighted loss, by parameter name.
+            calibration: of this module.
+            copies: changed copies of a micro-batch that may go through the model together.
+            keep_graphs: whether graphs of second derivatives of all micro-batches fit into memory together.
+        """
+        self.products = 0
+        self._module, self._batches, self._keep = module, batches, keep_graphs
+        self._calibration = calibration
+        self._suffix = SuffixProducts(module, calibration.order, batches, gradients, copies=copies)
+        self._graph: HessianGraph | None = None
+
+    @property
+    def passes(self) -> float:
+        """Forward passes spent by differences."""
+        return self._suffix.passes
+
+    def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        """Put together the layers that share passes.
+
+        Returns:
+            Groups of layers; each layer is in one.
+        """
+        exact = [layer for layer in layers if layer.path in self._calibration.exact]
+        others = [layer for layer in layers if layer.path not in self._calibration.exact]
+        found = [group for _, group in self._suffix.groups(others)]
+        return [*found, exact] if exact else found
+
+    def __call__(self, layers: Sequence[Layer], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Multiply the blocks of some layers of one group, each by its vector.
+
+        Returns:
+            One [size of its layer] product a layer.
+        """
+        self.products += len(layers)
+        if layers[0].path in self._calibration.exact:
+            graph = self._exact()
+            return [graph.block(layer.parts)(vector) for layer, vector in zip(layers, vectors, strict=True)]
+        steps = self._calibration.steps
+        return self._suffix([
+            Request(layer, vector, steps.get(layer.path))
+            for layer, vector in zip(layers, vectors, strict=True)
+        ])
+
+    def _exact(self) -> HessianGraph:
+        if self._graph is None:
+            self._graph = exact_graph(self._module, self._batches, keep=self._keep)
+        return self._graph
+
+
+def layer_extremes(
+    products: LayerProducts,
+    problems: Sequence[LayerProblem],
+    calibration: Calibration,
+    on_part: OnPart | None = None,
+) -> list[Extremes]:
+    """Solve many layers' problems, those of one block in lock-step.
+
+    The error of the products, as it was calibrated, is added to every residual.
+
+    Args:
+        products: of the module.
+        problems: a layer may occur more than once.
+        calibration: of the products.
+        on_part: called after every group.
+
+    Returns:
+        One result a problem, in their order.
+    """
+    results: dict[int, Extremes] = {}
+    unique = list({problem.layer.path: problem.layer for problem in problems}.values())
+    for group in products.groups(unique):
+        paths = {layer.path for layer in group}
+        numbers = [number for number, problem in enumerate(problems) if problem.layer.path in paths]
+
+        def multiply(
+            active: Sequence[int], vectors: Sequence[Tensor], numbers: Sequence[int] = numbers
+        ) -> list[Tensor]:
+            return products([problems[numbers[place]].layer for place in active], vectors)
+
+        solved = extremes_together(
+            multiply,
+            [
+                Problem(problems[number].start, problems[number].rule, problems[number].scale)
+                for number in numbers
+            ],
+        )
+        for number, extremes in zip(numbers, solved, strict=True):
+            results[number] = with_product_error(extremes, calibration, problems[number].layer)
+        if on_part is not None:
+            on_part(len(results), len(problems))
+    return [results[number] for number in range(len(problems))]
+
+
+def with_product_error(extremes: Extremes, calibration: Calibration, layer: Layer) -> Extremes:
+    """Widen the residuals of both ends by the error of the products they were found with.
+
+    Returns:
+        The extremes; nothing is certified where the products could not be calibrated.
+    """
+    if layer.path in calibration.exact:
+        return extremes
+    error = calibration.errors.get(layer.path, float("nan"))
+    scale = max(abs(extremes.largest.value), abs(extremes.smallest.value))
+
+    def widened(end: Eigenvalue) -> Eigenvalue:
+        known = not math.isnan(error)
+        residual = end.residual + (error if known else 0.0) * scale
+        return replace(end, residual=residual, certified=end.certified and known)
+
+    return replace(extremes, largest=widened(extremes.largest), smallest=widened(extremes.smallest))
+
+
+def start_vector(
+    noise: Tensor, restriction: Tensor | None = None, previous: Tensor | None = None, share: float = 0.05
+) -> Tensor:
+    """Choose where a layer's Lanczos begins.
+
+    The whole model's eigenvector in that layer saves one product in four; the layer's own eigenvector at the
+    checkpoint before saves a little more. A share of noise keeps every eigenvector in reach.
+
+    Args:
+        noise: random unit vector, [size].
+        restriction: the whole model's eigenvector in this layer, [size].
+        previous: the layer's eigenvector at another checkpoint, [size].
+        share: of the noise.
+
+    Returns:
+        [size].
+    """
+    known = torch.zeros_like(noise)
+    for vector, weight in ((previous, 1.0), (restriction, 1.0 if previous is None else 0.5)):
+        if vector is not None:
+            unit = vector / vector.norm().clamp_min(1e-30)
+            # The sign of an eigenvector means nothing: add them so that they do not cancel.
+            known = known + weight * torch.where(known @ unit < 0, -unit, unit)
+    length = known.norm()
+    mixed = (1 - share) * known / length.clamp_min(1e-30) + share * noise
+    return torch.where(length > 0.5, mixed, noise)
