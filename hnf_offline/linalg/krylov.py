@@ -22,6 +22,8 @@ from hnf_offline.linalg.stopping import StopRule
 
 #: Rows that a basis begins with; then it grows by as many as it has.
 _FIRST_ROWS = 4
+#: An end that may lie elsewhere by more than this share of its size is not certified.
+DOUBT = 0.01
 
 
 class Basis:
@@ -174,18 +176,31 @@ class KrylovSpace:
         pairs = self._ritz
         if pairs is None:
             nothing = Eigenvalue(math.nan, math.inf, False)
-            return Extremes(nothing, nothing, self._basis[0].clone(), self.products)
-        like = self._basis[0]
-        weights = torch.zeros(len(self._basis), dtype=torch.float64)
-        weights[self._multiplied] = pairs.vectors[:, -1]
-        vector = self._basis.combine(weights.to(like.dtype).to(like.device))
+            return Extremes(nothing, nothing, self.ritz_vector(-1), self.products)
         return Extremes(
             self._eigenvalue(-1),
             self._eigenvalue(0),
-            torch.nn.functional.normalize(vector, dim=0),
+            self.ritz_vector(-1),
             self.products,
             pairs.asymmetry / pairs.scale if pairs.scale else 0.0,
         )
+
+    def ritz_vector(self, end: int) -> Tensor:
+        """Build the Ritz vector of one end.
+
+        Args:
+            end: -1 for the largest, 0 for the smallest.
+
+        Returns:
+            A unit vector, [dimension]; the start where nothing finite is known.
+        """
+        like = self._basis[0]
+        if self._ritz is None:
+            return like.clone()
+        weights = torch.zeros(len(self._basis), dtype=torch.float64)
+        weights[self._multiplied] = self._ritz.vectors[:, end]
+        combined = self._basis.combine(weights.to(like.dtype).to(like.device))
+        return torch.nn.functional.normalize(combined, dim=0)
 
     def _eigenvalue(self, end: int) -> Eigenvalue:
         assert self._ritz is not None
@@ -277,9 +292,9 @@ def advance_together(spaces: Sequence[KrylovSpace], images: Sequence[Tensor]) ->
 def estimated_error(pairs: RitzPairs, end: int) -> float:
     """Estimate how far a Ritz value at one end is from its eigenvalue: min(r, r^2 / gap).
 
-    The gap is taken to the nearest place where the next Ritz value's own eigenvalue may lie, and is unknown with one
-    pair alone. That next eigenvalue is the nearest only if the space has seen all of that end: an estimate (Parlett,
-    The Symmetric Eigenvalue Problem, section 11.7).
+    The gap is taken to the nearest place where another Ritz value's own eigenvalue may lie, and is unknown with one
+    pair alone. It is the true gap only if the space has seen all of that end: an estimate (Parlett, The Symmetric
+    Eigenvalue Problem, section 11.7).
 
     Args:
         pairs: of the space.
@@ -289,25 +304,34 @@ def estimated_error(pairs: RitzPairs, end: int) -> float:
         In units of the operator.
     """
     residual = float(pairs.residuals[end])
-    gap = _gap(pairs, end)
+    if len(pairs.values) < 2:
+        return residual
+    gap = -_room(pairs, end)
     return min(residual, residual**2 / gap) if gap > 0 else residual
 
 
 def in_doubt(pairs: RitzPairs, end: int) -> bool:
-    """Whether the next Ritz value lies so near that it may belong to the more extreme eigenvalue.
+    """Whether what the space has seen leaves open that the end lies elsewhere by more than `DOUBT`.
+
+    That is so where its own error may be as large (a near-tied neighbour makes it so), and where another pair's
+    residual reaches as far beyond it. An eigenvector that the space has not met at all leaves no trace here.
 
     Args:
         pairs: of the space.
         end: -1 for the largest, 0 for the smallest.
 
     Returns:
-        True where the two residual intervals touch.
+        True where it may.
     """
-    return _gap(pairs, end) <= float(pairs.residuals[end]) and len(pairs.values) > 1
+    size = abs(float(pairs.values[end]))
+    return max(estimated_error(pairs, end), _room(pairs, end)) > DOUBT * size
 
 
-def _gap(pairs: RitzPairs, end: int) -> float:
+def _room(pairs: RitzPairs, end: int) -> float:
+    """How far beyond an end the eigenvalues of other pairs may lie; negative where all stay short of it."""
     if len(pairs.values) < 2:
         return 0.0
-    other = -2 if end else 1
-    return abs(float(pairs.values[end] - pairs.values[other])) - float(pairs.residuals[other])
+    side = 1.0 if end else -1.0
+    others = slice(None, -1) if end else slice(1, None)
+    reach = side * pairs.values[others] + pairs.residuals[others]
+    return float(reach.max()) - side * float(pairs.values[end])
