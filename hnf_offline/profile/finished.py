@@ -27,6 +27,16 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """How far a checkpoint is that another process measures; see `parts.OnPart` for what the fields are."""
+
+    step: int
+    done: int
+    total: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """A process that came to an end before its work did.
 

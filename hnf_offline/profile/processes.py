@@ -26,7 +26,8 @@ import torch
 
 from hnf_offline.errors import STANDS_FOR, UsageError, UserError
 from hnf_offline.profile.checkpoint import measure_each
-from hnf_offline.profile.finished import Finished, Lost
+from hnf_offline.profile.finished import Finished, Lost, Part
+from hnf_offline.profile.parts import heard_by
 from hnf_offline.profile.session import open_session
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.run.records import Checkpoint, Run
@@ -65,7 +66,7 @@ def measure_on_devices(
     devices: Sequence[str],
     waiting: Sequence[tuple[Checkpoint, str]],
     model_factory: str | None = None,
-) -> Generator[Finished | Lost]:
+) -> Generator[Finished | Lost | Part]:
     """Measure checkpoints on several devices at once, a process each; the k-th takes every k-th checkpoint.
 
     Closing it, or an interruption, ends all processes; finished shards stay.
@@ -79,7 +80,8 @@ def measure_on_devices(
         model_factory: `package.module:function` instead of the run's own model; every process imports it.
 
     Yields:
-        Every checkpoint, in the order in which they are done, and every process that came to a bad end.
+        Every checkpoint, in the order in which they are done; how far those are that are not; and every process
+        that came to a bad end.
 
     Raises:
         UsageError: if the run lies on a server.
@@ -145,7 +147,7 @@ def _deaf_to_interruption() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _collect(workers: Sequence[_Worker]) -> Iterator[Finished | Lost]:
+def _collect(workers: Sequence[_Worker]) -> Iterator[Finished | Lost | Part]:
     listening = {worker.connection: worker for worker in workers}
     while listening:
         for connection in wait(list(listening)):
@@ -157,6 +159,8 @@ def _collect(workers: Sequence[_Worker]) -> Iterator[Finished | Lost]:
                 message = _Ended(_reason(worker.process))
             if isinstance(message, Finished):
                 del worker.left[message.checkpoint.step]
+                yield message
+            elif isinstance(message, Part):
                 yield message
             elif isinstance(message, _Failed):
                 if os.environ.get("HNF_DEBUG"):
@@ -210,11 +214,16 @@ def _work(
     if not sys.warnoptions and not os.environ.get("HNF_DEBUG"):
         warnings.simplefilter("ignore")  # as the command line does
     torch.set_num_threads(threads)
+
+    def tell_part(step: int, done: int, total: int, share: float) -> None:
+        connection.send(Part(step, done, total, share))
+
     try:
         try:
             session = open_session(run, settings, model_factory, sharing=sharing)
-            for finished in measure_each(run, session, settings, folder, share):
-                connection.send(finished)
+            with heard_by(tell_part):
+                for finished in measure_each(run, session, settings, folder, share):
+                    connection.send(finished)
             connection.send(_Ended())
         except BrokenPipeError:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from hnf_offline.errors import InputError
 from hnf_offline.profile.checkpoint import logged_losses, measure_each, steps_to_check
 from hnf_offline.profile.cost import forward_passes, forward_seconds
 from hnf_offline.profile.devices import choose_devices
-from hnf_offline.profile.finished import Finished, Lost, event, stability_ratio
+from hnf_offline.profile.finished import Finished, Lost, Part
+from hnf_offline.profile.parts import heard_by
 from hnf_offline.profile.processes import measure_on_devices
 from hnf_offline.profile.session import Session, check_settings, open_session
 from hnf_offline.profile.settings import ProfileSettings, Progress
@@ -27,6 +27,7 @@ from hnf_offline.profile.shards import (
     shard_path,
     write_parquet,
 )
+from hnf_offline.profile.telling import Teller
 from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.run.remote import check_room
 
@@ -107,33 +108,30 @@ def profile_run(
             waiting.append((checkpoint, own_key))
         else:
             frames.append(cached)
-    tell = _Teller(on_progress, len(checkpoints), len(frames))
+    tell = Teller(on_progress, len(checkpoints), len(frames))
     if frames:
         tell(checkpoints[0].step)
     if session is not None and on_progress is not None and waiting:
         words = _announcement(session, settings, [point for point, _ in waiting], len(devices))
         if words:
             tell(waiting[0][0].step, event=words)
-    work: Generator[Finished | Lost]
+    work: Generator[Finished | Lost | Part]
     if len(devices) > 1 and len(waiting) > 1:
         session = None  # each process builds its own; what this one took goes back first
         work = measure_on_devices(run, settings, folder, devices, waiting, model_factory)
     else:
         work = measure_each(run, session, settings, folder, waiting)
     ended: list[Finished | Lost] = []
-    ratios: dict[int, float] = {}
-    with closing(work):
+    with closing(work), heard_by(tell.part):
         for one in work:
+            if isinstance(one, Part):
+                tell.part(one.step, one.done, one.total, one.share)
+                continue
             ended.append(one)
             if isinstance(one, Lost):
                 tell(one.checkpoints[0].step, event=one.event)
-                continue
-            tell.done += 1
-            step = one.checkpoint.step
-            tell(step, measured=True, event=event(one, ratios))
-            ratio = stability_ratio(one.frame)
-            if ratio is not None:
-                ratios[step] = ratio
+            else:
+                tell.finished(one)
     measured = [one.frame for one in ended if isinstance(one, Finished) and one.frame is not None]
     skipped = _in_order(ended)
     if checkpoints and not frames and not measured:
@@ -144,30 +142,6 @@ def profile_run(
     result = join_shards([*frames, *measured])
     write_parquet(out / "profile.parquet", result)
     return Profile(result, skipped, len(measured), len(frames), parameters, ", ".join(devices))
-
-
-class _Teller:
-    """Tells the progress, and how long each checkpoint took by the clock on the wall.
-
-    Attributes:
-        done: checkpoints that are there, those from the cache included.
-    """
-
-    def __init__(self, on_progress: Callable[[Progress], None] | None, total: int, cached: int) -> None:
-        self.done = cached
-        self._on_progress = on_progress
-        self._total = total
-        self._cached = cached
-        self._began = time.perf_counter()
-
-    def __call__(self, step: int, *, event: str = "", measured: bool = False) -> None:
-        seconds = 0.0
-        if measured:
-            # Several processes work at once: what counts for the rest is the time between two that are done.
-            now = time.perf_counter()
-            seconds, self._began = now - self._began, now
-        if self._on_progress is not None:
-            self._on_progress(Progress(step, self.done, self._total, self._cached, seconds, event))
 
 
 def _in_order(ended: Sequence[Finished | Lost]) -> tuple[tuple[Path, str, str], ...]:
