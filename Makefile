@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := .venv.stamp
 LIBRARIES := .venv.libraries.stamp
+BENCHMARKS := .venv.benchmarks.stamp
 # The first Python that runs, is new enough and can make virtual environments.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 SPIKY := sample_runs/spiky
 STEADY := sample_runs/steady
 
-.PHONY: help install report test test-slow test-libraries lint format sample-runs clean
+.PHONY: help install report test test-slow test-libraries benchmark-curvature lint format sample-runs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -51,6 +52,15 @@ $(LIBRARIES): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,libraries]'
 	@touch $(LIBRARIES)
 
+# An hour on one core. Checkpoints and references stay in CACHE, so that another time costs less.
+CACHE ?= reports/curvature-benchmark
+benchmark-curvature: $(BENCHMARKS)  ## measure curvature beside published tools, into docs/curvature.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.curvature --write --cache $(CACHE)
+
+$(BENCHMARKS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,benchmarks]'
+	@touch $(BENCHMARKS)
+
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,6 +74,6 @@ sample-runs: install  ## train the two sample runs again
 	$(BIN)/python -m sample_runs.make
 
 clean:  ## remove .venv, caches and reports (the committed study stays)
-	rm -rf $(VENV) $(STAMP) $(LIBRARIES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(STAMP) $(LIBRARIES) $(BENCHMARKS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme.png ! -name study -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What every layer's curvature costs, and how wrong it is, beside published tools: `python -m benchmarks.curvature`."""
