@@ -12,8 +12,6 @@ from benchmarks.curvature.problem import WHOLE, Answer, Found, Problem
 from hnf_offline.linalg.hessian import HessianGraph
 from hnf_offline.linalg.lanczos import Extremes, lanczos_extremes
 from hnf_offline.linalg.stopping import ACCURACIES
-from hnf_offline.profile.batch import MicroBatch
-from hnf_offline.profile.derivatives import losses_of
 
 __all__ = ["ACCURACIES", "Ours", "ours"]
 
@@ -43,8 +41,7 @@ def ours(problem: Problem, accuracy: str, previous: Ours | None = None) -> Ours:
         Both ends of every target's spectrum.
     """
     rule = ACCURACIES[accuracy]
-    batch = MicroBatch(problem.tokens, None, 1.0)
-    graph = HessianGraph(losses_of(problem.module, [batch]), [1.0], dict(problem.module.named_parameters()))
+    graph = HessianGraph([problem.loss], [1.0], dict(problem.module.named_parameters()))
     answer: dict[str, Found] = {}
     vectors: dict[str, Tensor] = {}
     layers = problem.layers
