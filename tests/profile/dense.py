@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +107,56 @@ def dense_hessian(
     )
 
 
+def dense_block(
+    module: nn.Module,
+    layer: Layer,
+    tokens: Tensor,
+    labels: Tensor | None = None,
+    state: OptimizerState | None = None,
+    *,
+    chunk: int = 128,
+) -> dict[str, Spectrum]:
+    """Ends of one layer's block alone, of H ("raw") and of A^1/2 H A^1/2 ("scaled"), in float64."""
+    exact = copy.deepcopy(module).double()
+    parameters = dict(exact.named_parameters())
+    names = list(dict.fromkeys(part.parameter for part in layer.parts))
+    own = [parameters[name] for name in names]
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = evaluate(exact, tokens, labels).loss
+    gradients = dict(zip(names, torch.autograd.grad(loss, own, create_graph=True), strict=True))
+    gradient = torch.cat([part.gather(gradients[part.parameter]) for part in layer.parts])
+    columns: list[Tensor] = []
+    for chosen in torch.eye(len(gradient), dtype=torch.float64).split(chunk):
+        rows = torch.autograd.grad(
+            gradient,
+            own,
+            grad_outputs=chosen,
+            is_grads_batched=True,
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        by_name = dict(zip(names, rows, strict=True))
+        columns.append(
+            torch.cat(
+                [
+                    by_name[part.parameter].flatten(1)[:, slice(None) if part.index is None else part.index]
+                    for part in layer.parts
+                ],
+                dim=1,
+            )
+        )
+    matrices = {"raw": torch.cat(columns)}
+    metric = None if state is None else step_metric(state, parameters)
+    if metric is not None:
+        root = torch.cat([part.gather(metric[part.parameter]) for part in layer.parts]).sqrt()
+        matrices["scaled"] = root[:, None] * matrices["raw"] * root
+    found: dict[str, Spectrum] = {}
+    for name, matrix in matrices.items():
+        values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+        found[name] = Spectrum(float(values[0]), float(values[-1]))
+    return found
+
+
 def _places(parameters: dict[str, Tensor], layers: Sequence[Layer]) -> dict[str, Tensor]:
     first: dict[str, int] = {}
     place = 0
@@ -168,14 +218,20 @@ class Judged:
 
 def judge(rows: Iterable[Row], dense: Dense, place: str) -> list[Judged]:
     """Hold every measured extreme eigenvalue against the dense blocks; one that was not measured fails here."""
-    spectra = dense.spectra()
+    return judge_against(rows, dense.spectra(), place)
+
+
+def judge_against(
+    rows: Iterable[Row], spectra: Mapping[tuple[str, str], Spectrum], place: str
+) -> list[Judged]:
+    """Hold measured extreme eigenvalues against known spectra, by (matrix, layer path)."""
     measured = {(row.quantity, row.layer): row for row in rows if row.quantity in ENDS}
     judged: list[Judged] = []
-    for quantity, (matrix, end) in ENDS.items():
-        for path in dense.places:
-            if (matrix, path) not in spectra:
+    for quantity, (wanted, end) in ENDS.items():
+        for (matrix, path), spectrum in spectra.items():
+            if matrix != wanted:
                 continue
-            spectrum, row = spectra[matrix, path], measured[quantity, path]
+            row = measured[quantity, path]
             truth = spectrum.largest if end == "largest" else spectrum.smallest
             dominant = matrix == "scaled" or abs(truth) == spectrum.size
             judged.append(
