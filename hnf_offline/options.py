@@ -24,15 +24,6 @@ class TierName(StrEnum):
     full = "full"
 
 
-class DeviceName(StrEnum):
-    """Where to compute; auto takes a GPU where there is one."""
-
-    auto = "auto"
-    cuda = "cuda"
-    mps = "mps"
-    cpu = "cpu"
-
-
 class PrecisionName(StrEnum):
     """Precision of the products."""
 
@@ -90,7 +81,16 @@ Layers = Annotated[
         "--layers", metavar="GLOB", help="Layers to give a curvature of their own: '*.layers.[0-3].*'."
     ),
 ]
-Device = Annotated[DeviceName, typer.Option("--device", envvar="HNF_DEVICE", help="Where to compute.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        envvar="HNF_DEVICE",
+        metavar="auto|cpu|mps|cuda|cuda:N",
+        help="Where to compute; auto takes a GPU where there is one, cuda all of them. A process works on each of "
+        "several: cuda:0,cuda:1.",
+    ),
+]
 Precision = Annotated[
     PrecisionName, typer.Option("--dtype", envvar="HNF_DTYPE", help="Precision of the products.")
 ]
@@ -178,7 +178,7 @@ def profile_settings(
     steps: str | None,
     every: int,
     layers: str | None,
-    device: DeviceName,
+    device: str,
     dtype: PrecisionName,
     rows: int | None,
     replay: Path | None,
@@ -190,9 +190,12 @@ def profile_settings(
 
     Raises:
         InputError: if the replay file does not exist.
+        UsageError: if the device is none.
     """
+    from hnf_offline.profile.devices import device_names
     from hnf_offline.profile.settings import ProfileSettings
 
+    device_names(device)
     first, last = step_range(steps)
     if replay is not None and not replay.is_file():
         raise InputError(
@@ -204,11 +207,27 @@ def profile_settings(
         last_step=last,
         every=every,
         layers=layers,
-        device=device.value,
+        device=device,
         dtype=dtype.value,
         rows=rows,
         replay=replay,
     )
+
+
+def one_device(device: str) -> str:
+    """Refuse several devices where the work cannot be split between them.
+
+    Returns:
+        The device, as it was spelled.
+
+    Raises:
+        UsageError: if there are several, or it is none.
+    """
+    from hnf_offline.profile.devices import device_names
+
+    if len(device_names(device)) > 1:
+        raise UsageError(f"--device {device}: this runs on one device", remedy="name one of them")
+    return device
 
 
 def step_range(steps: str | None) -> tuple[int | None, int | None]:

@@ -11,7 +11,6 @@ from hnf_offline.errors import InputError
 from hnf_offline.options import (
     Column,
     Device,
-    DeviceName,
     Every,
     Json,
     Manifest,
@@ -20,6 +19,7 @@ from hnf_offline.options import (
     RunPath,
     Silent,
     Steps,
+    one_device,
     step_range,
 )
 from hnf_offline.pipeline import open_input
@@ -46,7 +46,7 @@ def check(
     column: Column = None,
     no_mmap: NoMemoryMap = False,
     model: Model = None,
-    device: Device = DeviceName.auto,
+    device: Device = "auto",
     quiet: Silent = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +69,7 @@ def check(
 
     with Reporter("check", "weights", quiet=quiet) as tell:
         done = check_run(
-            run, cheap=cheap, first=first, last=last, every=every, model=model, device=device.value,
+            run, cheap=cheap, first=first, last=last, every=every, model=model, device=one_device(device),
             on_progress=tell,
         )  # fmt: skip
     if not any(one.looked_at for one in done.checks):

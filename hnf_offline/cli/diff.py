@@ -13,7 +13,6 @@ from hnf_offline.cli.remarks import remarks, typed_command
 from hnf_offline.cli.results import print_plans
 from hnf_offline.options import (
     Device,
-    DeviceName,
     Every,
     Force,
     Json,
@@ -48,7 +47,7 @@ def diff(
     steps: Steps = None,
     every: Every = 1,
     layers: Layers = None,
-    device: Device = DeviceName.auto,
+    device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
     replay: Replay = None,

@@ -10,7 +10,6 @@ from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
     Column,
     Device,
-    DeviceName,
     Every,
     Force,
     Json,
@@ -46,7 +45,7 @@ def profile(
     steps: Steps = None,
     every: Every = 1,
     layers: Layers = None,
-    device: Device = DeviceName.auto,
+    device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
     replay: Replay = None,

@@ -16,7 +16,6 @@ from hnf_offline.errors import UsageError
 from hnf_offline.options import (
     Column,
     Device,
-    DeviceName,
     Find,
     Force,
     Json,
@@ -34,6 +33,7 @@ from hnf_offline.options import (
     ShowPlan,
     TierName,
     Twins,
+    one_device,
     profile_settings,
 )
 from hnf_offline.output import relative
@@ -85,7 +85,7 @@ def whatif(
     twins: Twins = 2,
     list_policies: ListPolicies = False,
     out: Out = None,
-    device: Device = DeviceName.auto,
+    device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
     replay: Replay = None,
@@ -119,10 +119,10 @@ def whatif(
     _check(arms)
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
-    settings = profile_settings(TierName.stability, None, 1, None, device, dtype, rows, replay)
+    settings = profile_settings(TierName.stability, None, 1, None, one_device(device), dtype, rows, replay)
     folder, remark = retraining_folder(out, run, f"whatif-{start}", force=force)
     if ADVICE in arms:
-        wide = profile_settings(TierName.curvature, None, 1, None, device, dtype, rows, replay)
+        wide = profile_settings(TierName.curvature, None, 1, None, one_device(device), dtype, rows, replay)
         advised = _advised(run, wide, start, start + steps, model=model, plan=plan, quiet=quiet)
         arms = tuple(dict.fromkeys(one for arm in arms for one in (advised if arm == ADVICE else (arm,))))
     if plan:

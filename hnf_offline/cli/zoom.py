@@ -14,7 +14,6 @@ from hnf_offline.errors import UsageError
 from hnf_offline.options import (
     Column,
     Device,
-    DeviceName,
     Force,
     From,
     Json,
@@ -34,6 +33,7 @@ from hnf_offline.options import (
     TierName,
     To,
     Twins,
+    one_device,
     profile_settings,
 )
 from hnf_offline.pipeline import open_input
@@ -52,7 +52,7 @@ def zoom(
     layers: Layers = None,
     twins: Twins = 0,
     out: Out = None,
-    device: Device = DeviceName.auto,
+    device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
     replay: Replay = None,
@@ -77,7 +77,7 @@ def zoom(
         )
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
-    settings = profile_settings(tier, None, 1, layers, device, dtype, rows, replay)
+    settings = profile_settings(tier, None, 1, layers, one_device(device), dtype, rows, replay)
     folder, remark = retraining_folder(out, run, f"zoom-{start}-{stop}", force=force)
     if plan:
         from hnf_offline.rerun.planning import plan_zoom
