@@ -3,7 +3,7 @@
 Every random start vector sees each eigenvalue with the weight of its component there, 1 / dimension on average; the
 Ritz values of its Krylov space, weighted by the squared first components of their vectors, are the Gauss quadrature
 of that view (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4); Ghorbani, Krishnan & Xiao 2019, arXiv
-1901.10159, algorithm 2). Bases are orthogonalised fully, so that no Ritz value comes twice.
+1901.10159). Bases are orthogonalised fully, so that no Ritz value comes twice.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class SpectralDensity:
         """Estimate sum |lambda| over negative eigenvalues / sum |lambda| over all.
 
         Unlike the number of negative eigenvalues it does not hang on the sign of the many that are nearly zero,
-        which no Krylov space of some tens of steps can see (Ghorbani et al., section 3.2).
+        which no Krylov space of some tens of steps can see (Ghorbani et al.).
 
         Returns:
             In [0, 1]; 0 for the zero operator. The error is that of a ratio of means.

@@ -1,6 +1,6 @@
 """The trace of a symmetric operator known by its products, with an error that the estimate finds out by itself.
 
-XTrace (Epperly, Tropp & Webber 2024, arXiv 2301.07825, algorithm 2.1 and section 2.3): half of the products
+XTrace with normalised test vectors (Epperly, Tropp & Webber 2024, arXiv 2301.07825): half of the products
 sketch the operator's range, the other half give its trace there exactly, and every test vector in turn is left
 out of the sketch and estimates what lies beyond it. A few dominant eigenvalues, which make the plain estimator of
 Hutchinson noisy, fall into the sketch.
@@ -80,11 +80,11 @@ class XTrace:
         self._basis: Tensor | None = None  # Q, [dimension, probes]
         self._overlaps: Tensor | None = None  # Q' omega, [probes, probes]
         self._triangle: Tensor | None = None  # R of Q R = M omega, [probes, probes]
-        self._tests: Tensor | None = None  # omega, [dimension, probes], each column of norm dimension^1/2
+        self._tests: Tensor | None = None  # omega, [dimension, probes], unit columns
         if not self._exact:
             generator = torch.Generator().manual_seed(seed)
             drawn = torch.randn(probes, dimension, generator=generator, dtype=torch.float64)
-            drawn = torch.nn.functional.normalize(drawn, dim=1) * math.sqrt(dimension)
+            drawn = torch.nn.functional.normalize(drawn, dim=1)
             self._tests = drawn.to(self._like.device, self._like.dtype).T
 
     @property
@@ -94,7 +94,7 @@ class XTrace:
 
     @property
     def vector(self) -> Tensor:
-        """The next vector to multiply, [dimension]."""
+        """The next unit vector to multiply, [dimension]."""
         if self._exact:
             unit = torch.zeros(self.dimension, device=self._like.device, dtype=self._like.dtype)
             unit[self._taken] = 1.0
@@ -157,8 +157,8 @@ def _leave_one_out(inside: Tensor, triangle: Tensor, overlaps: Tensor, size: int
         tolerance: directions below this share of the sketch's largest are rounding and belong to nobody.
 
     Returns:
-        [k]: tr(P M P) + omega_i' (1 - P) M (1 - P) omega_i, P the projector on the others' range, with omega_i's
-        part beyond P brought to the length that a mean over all of its directions needs (section 2.3).
+        [k]: tr(P M P) + d w' M w, P the projector on the others' range, w the direction of omega_i's part beyond P
+        (uniform among all that are), d the number of dimensions there.
     """
     count = len(triangle)
     others = torch.tensor([[j for j in range(count) if j != i] for i in range(count)])
@@ -172,7 +172,7 @@ def _leave_one_out(inside: Tensor, triangle: Tensor, overlaps: Tensor, size: int
         (test * image).sum(1) - 2 * (kept * image).sum(1) + torch.einsum("ia,ab,ib->i", kept, inside, kept)
     )
     dimensions = size - counted.sum(1)
-    length = size - kept.square().sum(1)
+    length = 1 - kept.square().sum(1)
     each: Tensor = captured + beyond * dimensions / length
     return each
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from hnf_offline.errors import AmbiguousOptimizerError, InputError, UsageError, UserError
+from hnf_offline.linalg.trace import FEWEST_PRODUCTS
 from hnf_offline.profile.batch import ReplayBatch, choose_rows
 from hnf_offline.profile.devices import choose_device, device_names
 from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from hnf_offline.profile.settings import TIERS, ProfileSettings
+from hnf_offline.run.assumed import assumed_state
 from hnf_offline.run.batches import describe, load_rows
 from hnf_offline.run.model.build import build_model, vocabulary_size
 from hnf_offline.run.model.layers import Layer, layers_of
@@ -71,6 +73,11 @@ def check_settings(settings: ProfileSettings) -> None:
         )
     if settings.every < 1 or (settings.rows is not None and settings.rows < 1):
         raise UsageError("--every and --rows must be at least 1")
+    if settings.traces and settings.traces < FEWEST_PRODUCTS:
+        raise UsageError(
+            f"--traces {settings.traces} leaves no error estimate",
+            remedy=f"give each layer {FEWEST_PRODUCTS} products or more, or 0 for no traces",
+        )
     device_names(settings.device)
 
 
@@ -215,12 +222,16 @@ def optimizer_of(
 ) -> tuple[OptimizerState | None, str]:
     """Assign a checkpoint's optimizer state to the module's parameters.
 
+    Without any, what run.toml and the log say of the optimizer; why that may be nothing is told once for the run.
+
     Returns:
         The state and "", or None and the reason why there is none.
     """
-    if raw is None:
-        return None, ""
     named = [(name, tuple(value.shape)) for name, value in session.module.named_parameters()]
+    if raw is None and checkpoint.optimizer_files:
+        return None, ""  # damaged: told where it was read
+    if raw is None:
+        return assumed_state(run, [name for name, _ in named], checkpoint.step)[0], ""
     try:
         path = checkpoint.optimizer_files[0] if checkpoint.optimizer_files else checkpoint.path
         return match_optimizer(raw, named, run.optimizer, path), ""

@@ -26,6 +26,8 @@ class ProfileSettings:
         residual: Lanczos stops at this residual relative to the eigenvalue.
         products: most products with one operator; what has not settled by then is not certified.
         seed: seed of every random start vector.
+        traces: products for the trace of each layer, at least 4; 0 for no traces.
+        density: also the spectral density of the whole model, some hundred products a checkpoint.
     """
 
     tier: str = "curvature"
@@ -40,6 +42,8 @@ class ProfileSettings:
     residual: float = 0.05
     products: int = 32
     seed: int = 0
+    traces: int = 0
+    density: bool = False
 
 
 @dataclass(frozen=True, slots=True)

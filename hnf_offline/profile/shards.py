@@ -59,7 +59,7 @@ def content_hash(files: Iterable[Path]) -> str:
 def settings_key(settings: ProfileSettings, data: Sequence[str]) -> str:
     """Hash what decides a measurement besides the checkpoint: settings, rows, model, program version.
 
-    Which checkpoints are chosen does not enter: it changes no value.
+    Which checkpoints are chosen does not enter: it changes no value. Densities have shards of their own.
 
     Returns:
         32 hexadecimal digits.
@@ -67,7 +67,7 @@ def settings_key(settings: ProfileSettings, data: Sequence[str]) -> str:
     chosen = {
         name: value
         for name, value in asdict(settings).items()
-        if name not in {"first_step", "last_step", "every", "replay", "device"}
+        if name not in {"first_step", "last_step", "every", "replay", "device", "density"}
     }
     text = json.dumps(
         [hnf_offline.__version__, sorted(COLUMNS), chosen, list(data)], sort_keys=True, default=str

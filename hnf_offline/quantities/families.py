@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hnf_offline.quantities import (
     attention,
+    estimate,
     gradients,
     hessian,
     jacobian,
@@ -14,6 +15,7 @@ from hnf_offline.quantities import (
     proxies,
     replay,
     residual,
+    spectrum,
     update,
     weights,
 )
@@ -29,7 +31,9 @@ ALL = (
     gradients,
     optimizer,
     hessian,
+    spectrum,
     update,
+    estimate,
     jacobian,
     precision,
 )

