@@ -9,7 +9,8 @@ from hnf_offline.linalg.golub_kahan import SingularValues, largest_singular_valu
 from hnf_offline.linalg.jacobian import frobenius_norms, linear_maps, token_jacobians
 from hnf_offline.linalg.second_derivative import SecondDerivativeNorm, second_derivative_norm
 from hnf_offline.linalg.softmax import softmax_spectrum
-from hnf_offline.profile.maps.items import TOKENS, Items
+from hnf_offline.linalg.verification import second_derivative_agrees, transpose_agrees
+from hnf_offline.profile.maps.items import NO_DERIVATIVE, TOKENS, Items, LeftOutError
 from hnf_offline.profile.maps.rows import MapObservations
 
 #: Widest map whose Jacobian is formed.
@@ -47,7 +48,7 @@ def observe_tokens(items: Items, nullity: int, seed: int) -> MapObservations:
     norm = second_derivative_norm(
         items.function, items.point, restarts=TOKEN_RESTARTS, seed=seed, together=True
     )
-    return _with_second_derivative(first, norm, items)
+    return _with_second_derivative(first, norm, items, seed)
 
 
 def observe_sequences(items: Items, seed: int) -> MapObservations:
@@ -70,7 +71,7 @@ def observe_sequences(items: Items, seed: int) -> MapObservations:
         seed=seed,
         starts=found.vectors[None],
     )
-    return _with_second_derivative(seen, norm, items)
+    return _with_second_derivative(seen, norm, items, seed)
 
 
 def _krylov(items: Items, nullity: int, seed: int) -> tuple[MapObservations, SingularValues]:
@@ -78,6 +79,8 @@ def _krylov(items: Items, nullity: int, seed: int) -> tuple[MapObservations, Sin
     flat = items.point.flatten(1)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
+    if not bool(transpose_agrees(maps, flat, seed=seed + 2).all()):
+        raise LeftOutError(NO_DERIVATIVE)
     found = largest_singular_values(maps.apply, maps.apply_transposed, start)
     frobenius = frobenius_norms(maps.apply, flat, probes=PROBES, seed=seed + 1)
     rank = min(items.point[0].numel(), items.value[0].numel()) - nullity
@@ -90,8 +93,10 @@ def _krylov(items: Items, nullity: int, seed: int) -> tuple[MapObservations, Sin
 
 
 def _with_second_derivative(
-    seen: MapObservations, norm: SecondDerivativeNorm, items: Items
+    seen: MapObservations, norm: SecondDerivativeNorm, items: Items, seed: int
 ) -> MapObservations:
+    agrees = second_derivative_agrees(items.function, items.point, seed=seed + 3)
+    sure = norm.settled & (norm.restarts_agreeing >= 2) & agrees & norm.value.isfinite()
     return MapObservations(
         {
             **seen.values,
@@ -100,7 +105,7 @@ def _with_second_derivative(
             "output_norms": items.value.flatten(1).norm(dim=1),
         },
         seen.errors,
-        {**seen.certified, "second_derivative_norms": norm.settled & (norm.restarts_agreeing >= 2)},
+        {**seen.certified, "second_derivative_norms": sure},
         frozenset({"second_derivative_norms"}),
     )
 
