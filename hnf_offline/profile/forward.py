@@ -40,17 +40,36 @@ def forward_rows(subject: Subject) -> list[Row]:
             whole |= {"logits": outcome.logits.detach(), "targets": outcome.targets}
         report("", "model", whole)
     weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
+    sites = [(site, entry, values) for site, entries in seen.items() for entry, values in entries.items()]
+    # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
+    measured = fetched([
+        torch.stack([_combine(torch.stack(calls), entry.over_batches, None) for calls in values])
+        for _, entry, values in sites
+    ])
     rows: list[Row] = []
-    for (path, kind), quantities in seen.items():
+    for ((path, kind), entry, _), halves in zip(sites, measured, strict=True):
         owner = path.removesuffix(".softmax")
         depth = -1 if path == "" else depth_within(subject.layers, owner)
         if kind == "softmax":
             depth = depth_of_value(subject.layers, owner, depth)
-        for entry, values in quantities.items():
-            # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
-            halves = torch.stack([_combine(torch.stack(calls), entry.over_batches, None) for calls in values])
-            rows += _rows(subject, entry, path, kind, depth, halves.cpu().double(), weights[: len(halves)])
+        rows += _rows(subject, entry, path, kind, depth, halves, weights[: len(halves)])
     return rows
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring many small tensors from the device in one transfer: every transfer waits for all work before it.
+
+    Args:
+        tensors: of any shapes, on one device.
+
+    Returns:
+        The same shapes, on the CPU, float64.
+    """
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu().double()
+    pieces = flat.split_with_sizes([tensor.numel() for tensor in tensors])
+    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
 def depth_of_value(layers: Sequence[Layer], attention: str, otherwise: int) -> int:
@@ -81,15 +100,14 @@ def _combine(values: Tensor, how: str, weights: Tensor | None) -> Tensor:
 def _rows(
     subject: Subject, entry: Quantity, path: str, kind: str, depth: int, halves: Tensor, weights: Tensor
 ) -> list[Row]:
-    value = _combine(halves, entry.over_batches, weights)
-    spread = (halves.amin(dim=0), halves.amax(dim=0)) if len(halves) > 1 else None
+    value = _combine(halves, entry.over_batches, weights).numpy()
+    low, high = halves.amin(dim=0).numpy(), halves.amax(dim=0).numpy()
     head: int | None = None
     if entry.worst_head is not None:
         head = int(value.argmax() if entry.worst_head == "max" else value.argmin())
-        value = value[head]
-        spread = None if spread is None else (spread[0][head], spread[1][head])
-    low, high = (None, None) if spread is None else (float(spread[0]), float(spread[1]))
-    row = Row(subject.step, path, kind, depth, entry.name, float(value), low, high, True, subject.name)
+        value, low, high = value[head], low[head], high[head]
+    lowest, highest = (float(low), float(high)) if len(halves) > 1 else (None, None)
+    row = Row(subject.step, path, kind, depth, entry.name, float(value), lowest, highest, batch=subject.name)
     if head is None:
         return [row]
     return [row, Row(subject.step, path, kind, depth, f"{entry.name}_head", float(head), batch=subject.name)]
