@@ -19,7 +19,7 @@ from hnf_offline.quantities.registry import quantity
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Relative output error that `map.precision_bits` asks for: one unit in the last place of bfloat16.
+#: Relative output error that `map.precision_bits` asks for: the rounding error of bfloat16.
 OUTPUT_ERROR = 2.0**-8
 
 _MAPS = "every norm and MLP (16 tokens), attention and block (2 sequences of at most 128 tokens)"
