@@ -81,6 +81,22 @@ Layers = Annotated[
         "--layers", metavar="GLOB", help="Layers to give a curvature of their own: '*.layers.[0-3].*'."
     ),
 ]
+Traces = Annotated[
+    int,
+    typer.Option(
+        "--traces",
+        metavar="N",
+        min=0,
+        help="Also the trace of every layer's curvature, N products each: 12 for its size, 24 for 5 to 10 %; "
+        "0 for none.",
+    ),
+]
+Density = Annotated[
+    bool,
+    typer.Option(
+        "--density", help="Also the spectral density of the whole model: some hundred products a checkpoint."
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -182,6 +198,9 @@ def profile_settings(
     dtype: PrecisionName,
     rows: int | None,
     replay: Path | None,
+    *,
+    traces: int = 0,
+    density: bool = False,
 ) -> ProfileSettings:
     """Turn options into the settings of a profile.
 
@@ -190,12 +209,14 @@ def profile_settings(
 
     Raises:
         InputError: if the replay file does not exist.
-        UsageError: if the device is none.
+        UsageError: if the device is none, or the tier does not measure what is asked for besides.
     """
     from hnf_offline.profile.devices import device_names
-    from hnf_offline.profile.settings import ProfileSettings
+    from hnf_offline.profile.settings import TIERS, ProfileSettings
 
     device_names(device)
+    if traces and TIERS.index(tier) < TIERS.index("curvature"):
+        raise UsageError(f"--traces is not measured by --tier {tier.value}", remedy="use --tier curvature")
     first, last = step_range(steps)
     if replay is not None and not replay.is_file():
         raise InputError(
@@ -211,6 +232,8 @@ def profile_settings(
         dtype=dtype.value,
         rows=rows,
         replay=replay,
+        traces=traces,
+        density=density,
     )
 
 

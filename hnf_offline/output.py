@@ -18,6 +18,7 @@ WRITTEN = frozenset({
     "figures",
     "profile",
     "profile.parquet",
+    "density.parquet",
     "findings.json",
     "diff.json",
     "rerun.json",

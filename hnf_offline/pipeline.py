@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hnf_offline.findings import Findings
+    from hnf_offline.profile.run import Profile
     from hnf_offline.profile.settings import ProfileSettings, Progress
     from hnf_offline.retraining import Retraining
     from hnf_offline.run.records import Run
@@ -219,6 +220,8 @@ def measure(
 
     try:
         profile = profile_run(run, settings, out, model_factory=model, on_progress=remember)
+        if settings.density:
+            profile = _with_densities(profile, run, settings, out, model, remember)
     except KeyboardInterrupt as stop:
         done, total = (last[0].done, last[0].total) if last else (0, len(run.checkpoints))
         raise InterruptedRunError(done, total) from stop
@@ -230,6 +233,27 @@ def measure(
     return Measured(
         replace(run, skipped=run.skipped + passed_over), profile.table, profile.device, profile.parameters
     )
+
+
+def _with_densities(
+    profile: Profile,
+    run: Run,
+    settings: ProfileSettings,
+    out: Path,
+    model: str | None,
+    on_progress: Callable[[Progress], None],
+) -> Profile:
+    """Add the shares of the spectral densities to a profile, in its file too."""
+    import polars as pl
+
+    from hnf_offline.profile.densities import measure_densities
+    from hnf_offline.profile.shards import write_parquet
+    from hnf_offline.table import sort
+
+    found = measure_densities(run, settings, out, model_factory=model, on_progress=on_progress)
+    joined = sort(pl.concat([profile.table, found.rows]))
+    write_parquet(out / "profile.parquet", joined)
+    return replace(profile, table=joined, skipped=(*profile.skipped, *found.skipped))
 
 
 def plans(

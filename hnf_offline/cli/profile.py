@@ -9,6 +9,7 @@ from hnf_offline.cli.remarks import no_checkpoints, remarks
 from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
     Column,
+    Density,
     Device,
     Every,
     Force,
@@ -29,6 +30,7 @@ from hnf_offline.options import (
     Steps,
     Tier,
     TierName,
+    Traces,
     profile_settings,
 )
 from hnf_offline.output import output_folder, relative
@@ -45,6 +47,8 @@ def profile(
     steps: Steps = None,
     every: Every = 1,
     layers: Layers = None,
+    traces: Traces = 0,
+    density: Density = False,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -64,7 +68,9 @@ def profile(
     Writes one long table, profile.parquet. What was measured before is not measured again.
     """
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
-    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    settings = profile_settings(
+        tier, steps, every, layers, device, dtype, rows, replay, traces=traces, density=density
+    )
     folder, remark = output_folder(out, (run,), force=force)
     if not run.checkpoints:
         raise no_checkpoints(run)

@@ -9,6 +9,7 @@ from hnf_offline.cli.remarks import check_first, remarks, typed_command
 from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
     Column,
+    Density,
     Device,
     Every,
     Force,
@@ -32,6 +33,7 @@ from hnf_offline.options import (
     Steps,
     Tier,
     TierName,
+    Traces,
     Zoom,
     ZoomName,
     profile_settings,
@@ -54,6 +56,8 @@ def report(
     steps: Steps = None,
     every: Every = 1,
     layers: Layers = None,
+    traces: Traces = 0,
+    density: Density = False,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -78,7 +82,9 @@ def report(
     that is more than chance, the last healthy checkpoint, and what to do.
     """
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
-    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    settings = profile_settings(
+        tier, steps, every, layers, device, dtype, rows, replay, traces=traces, density=density
+    )
     folder, remark = output_folder(out, (run,), force=force)
     if plan:
         return print_plans((run,), settings, (folder,), model, as_json, zoom=zoom is ZoomName.auto)

@@ -52,6 +52,7 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
         layers = 0.0
     else:
         passes += whole + layers
+        passes += measured_layers(session, settings) * settings.traces * LAYER_FORWARDS / parts
     if with_state:
         spread = whole if parts > 1 else 0.0  # every training batch once more, for the range of S
         passes += whole + spread + layers + 2 * WHOLE_FORWARDS

@@ -15,6 +15,7 @@ from hnf_offline.profile.memory import MemoryPlan
 from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.traces import layer_trace_rows
 from hnf_offline.quantities.registry import computable
 from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
@@ -40,6 +41,8 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
             stability=tier >= TIERS.index("stability"),
             curvature=tier >= TIERS.index("curvature"),
         )
+    if tier >= TIERS.index("curvature") and settings.traces:
+        rows += layer_trace_rows(subject, settings)
     if tier >= TIERS.index("full"):
         rows += map_rows(subject, settings) + precision_rows(subject)
     return rows
