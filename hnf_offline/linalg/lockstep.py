@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hnf_offline.linalg.certify import CertifyingSpace
 from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.krylov import KrylovSpace, advance_together
 from hnf_offline.linalg.stopping import StopRule
@@ -21,11 +22,23 @@ class Problem:
         start: some weight on the wanted eigenvectors, [dimension].
         rule: when to stop.
         scale: the diagonal D, [dimension]; None for 1.
+        fresh: a random vector, independent of the start, for rules that want one, [dimension].
     """
 
     start: Tensor
     rule: StopRule
     scale: Tensor | None = None
+    fresh: Tensor | None = None
+
+    def space(self) -> KrylovSpace:
+        """Begin the Krylov space.
+
+        Returns:
+            One that asks the fresh vector before it ends, where the rule wants it.
+        """
+        if self.rule.fresh and self.fresh is not None:
+            return CertifyingSpace(self.start, self.fresh, self.rule)
+        return KrylovSpace(self.start, self.rule)
 
 
 def extremes_together(
@@ -40,7 +53,7 @@ def extremes_together(
     Returns:
         One result a problem.
     """
-    spaces = [KrylovSpace(problem.start, problem.rule) for problem in problems]
+    spaces = [problem.space() for problem in problems]
     while active := [number for number, space in enumerate(spaces) if not space.finished]:
         vectors = [_scaled(problems[number].scale, spaces[number].vector) for number in active]
         images = multiply(active, vectors)

@@ -29,6 +29,17 @@ class MicroBatch:
     labels: Tensor | None
     weight: float
 
+    def split(self, rows: int) -> tuple[MicroBatch, ...]:
+        """Cut into smaller ones.
+
+        Args:
+            rows: at most so many rows each.
+
+        Returns:
+            Micro-batches whose weights sum to this one's; those without a predicted position are left out.
+        """
+        return _pieces(self.tokens, self.labels, rows, self.weight)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayBatch:
@@ -64,19 +75,13 @@ class ReplayBatch:
         Returns:
             Micro-batches whose weights sum to 1.
         """
-        pieces = [
-            (
-                self.tokens[start : start + rows],
-                None if self.labels is None else self.labels[start : start + rows],
-            )
-            for start in range(0, len(self.tokens), rows)
-        ]
-        counts = [count_predicted(tokens, labels) for tokens, labels in pieces]
-        total = max(1, sum(counts))
         return tuple(
-            MicroBatch(tokens.to(device), None if labels is None else labels.to(device), count / total)
-            for (tokens, labels), count in zip(pieces, counts, strict=True)
-            if count
+            MicroBatch(
+                piece.tokens.to(device),
+                None if piece.labels is None else piece.labels.to(device),
+                piece.weight,
+            )
+            for piece in _pieces(self.tokens, self.labels, rows, 1.0)
         )
 
     def training_batches(self, rows: int) -> tuple[ReplayBatch, ...]:
@@ -96,6 +101,20 @@ class ReplayBatch:
             )
             for start in range(0, total, rows)
         )
+
+
+def _pieces(tokens: Tensor, labels: Tensor | None, rows: int, weight: float) -> tuple[MicroBatch, ...]:
+    pieces = [
+        (tokens[start : start + rows], None if labels is None else labels[start : start + rows])
+        for start in range(0, len(tokens), rows)
+    ]
+    counts = [count_predicted(*piece) for piece in pieces]
+    total = max(1, sum(counts))
+    return tuple(
+        MicroBatch(*piece, weight * count / total)
+        for piece, count in zip(pieces, counts, strict=True)
+        if count
+    )
 
 
 def choose_rows(batches: Batches, rows: int | None) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ Layers of one block go through the model together (`suffix`), their Lanczos proc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hnf_offline.linalg.differences import GradientDifferences
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
 from hnf_offline.linalg.hessian import HessianGraph
 from hnf_offline.linalg.lockstep import Problem, extremes_together
@@ -26,8 +27,8 @@ from hnf_offline.profile.suffix.products import Request, SuffixProducts
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
 
-#: Called as on_part(layers finished, layers in all).
-OnPart = Callable[[int, int], None]
+#: Called as on_part(problems solved, problems in all, share of the work that is behind).
+OnPart = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,14 @@ class LayerProblem:
         start: where Lanczos begins, [size].
         rule: when it stops.
         scale: D of D H_ll D, [size]; None for H_ll itself.
+        fresh: a random vector for rules that want one, [size].
     """
 
     layer: Layer
     start: Tensor
     rule: StopRule
     scale: Tensor | None = None
+    fresh: Tensor | None = None
 
 
 def exact_graph(
@@ -86,18 +89,18 @@ class LayerProducts:
         self,
         module: nn.Module,
         batches: Sequence[MicroBatch],
-        gradients: Mapping[str, Tensor],
+        hessian: HessianGraph | GradientDifferences,
         calibration: Calibration,
         *,
         copies: int,
         keep_graphs: bool = True,
     ) -> None:
-        """Remember the unchanged forward passes.
+        """Take the Hessian of all parameters on these rows: its gradient, and its graph where it has one.
 
         Args:
             module: in eval mode.
             batches: micro-batches whose weights sum to 1.
-            gradients: of their weighted loss, by parameter name.
+            hessian: of their weighted loss.
             calibration: of this module.
             copies: changed copies of a micro-batch that may go through the model together.
             keep_graphs: whether graphs of second derivatives of all micro-batches fit into memory together.
@@ -105,24 +108,31 @@ class LayerProducts:
         self.products = 0
         self._module, self._batches, self._keep = module, batches, keep_graphs
         self._calibration = calibration
-        self._suffix = SuffixProducts(module, calibration.order, batches, gradients, copies=copies)
-        self._graph: HessianGraph | None = None
+        self._gradients, self._copies = hessian.gradients, copies
+        self._suffix: SuffixProducts | None = None
+        self._graph = hessian if isinstance(hessian, HessianGraph) else None
 
     @property
     def passes(self) -> float:
         """Forward passes spent by differences."""
-        return self._suffix.passes
+        return 0.0 if self._suffix is None else self._suffix.passes
 
-    def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
-        """Put together the layers that share passes.
+    def groups(self, layers: Sequence[Layer]) -> list[tuple[float, list[Layer]]]:
+        """Put together the layers that share passes, or that lie in one block where products are exact.
 
         Returns:
-            Groups of layers; each layer is in one.
+            (share of a forward pass behind the layers, layers); each layer is in one group.
         """
-        exact = [layer for layer in layers if layer.path in self._calibration.exact]
-        others = [layer for layer in layers if layer.path not in self._calibration.exact]
-        found = [group for _, group in self._suffix.groups(others)]
-        return [*found, exact] if exact else found
+        order = self._calibration.order
+        found: dict[tuple[bool, int, bool], list[Layer]] = {}
+        for layer in layers:
+            exact = layer.path in self._calibration.exact
+            key = exact, order.stage(layer), order.block_of(layer) is not None
+            found.setdefault(key, []).append(layer)
+        return [
+            (1 - stage / (len(order.blocks) + 1), found[exact, stage, inside])
+            for exact, stage, inside in sorted(found, reverse=True)
+        ]
 
     def __call__(self, layers: Sequence[Layer], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Multiply the blocks of some layers of one group, each by its vector.
@@ -135,6 +145,10 @@ class LayerProducts:
             graph = self._exact()
             return [graph.block(layer.parts)(vector) for layer, vector in zip(layers, vectors, strict=True)]
         steps = self._calibration.steps
+        if self._suffix is None:
+            self._suffix = SuffixProducts(
+                self._module, self._calibration.order, self._batches, self._gradients, copies=self._copies
+            )
         return self._suffix([
             Request(layer, vector, steps.get(layer.path))
             for layer, vector in zip(layers, vectors, strict=True)
@@ -167,7 +181,9 @@ def layer_extremes(
     """
     results: dict[int, Extremes] = {}
     unique = list({problem.layer.path: problem.layer for problem in problems}.values())
-    for group in products.groups(unique):
+    groups = products.groups(unique)
+    behind, total = 0.0, sum(share * len(group) for share, group in groups)
+    for share, group in groups:
         paths = {layer.path for layer in group}
         numbers = [number for number, problem in enumerate(problems) if problem.layer.path in paths]
 
@@ -179,14 +195,20 @@ def layer_extremes(
         solved = extremes_together(
             multiply,
             [
-                Problem(problems[number].start, problems[number].rule, problems[number].scale)
+                Problem(
+                    problems[number].start,
+                    problems[number].rule,
+                    problems[number].scale,
+                    problems[number].fresh,
+                )
                 for number in numbers
             ],
         )
         for number, extremes in zip(numbers, solved, strict=True):
             results[number] = with_product_error(extremes, calibration, problems[number].layer)
+        behind += share * len(group)
         if on_part is not None:
-            on_part(len(results), len(problems))
+            on_part(len(results), len(problems), behind / total)
     return [results[number] for number in range(len(problems))]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.suffix.calibration import ProductChoice
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.optimizer import OptimizerState
 
@@ -28,6 +29,8 @@ class Subject:
             first one for the layers' curvature, all for the spread of S; empty where that size is not known.
         training_batch_name: name of the first training batch.
         keep_graphs: whether second-derivative graphs of all micro-batches fit into memory together.
+        copies: changed copies of a micro-batch that may go through the model together.
+        products: how products are made, found once for all checkpoints.
     """
 
     step: int
@@ -40,3 +43,5 @@ class Subject:
     training_batches: tuple[tuple[MicroBatch, ...], ...] = ()
     training_batch_name: str = ""
     keep_graphs: bool = True
+    copies: int = 8
+    products: ProductChoice = field(default_factory=ProductChoice)

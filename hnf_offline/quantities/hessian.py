@@ -114,6 +114,26 @@ def update_direction(update: Tensor, hessian_update: Tensor, step_metric: Tensor
 
 
 @quantity(
+    "hessian.product_error",
+    unit="1",
+    formula="||w - H_ll v|| / ||H_ll v||, w the difference of gradients that stands for H_ll v, v near the top of "
+    "the layer's spectrum; measured once a run",
+    reference="definition; step of the difference: Dennis & Schnabel 1983, section 5.4",
+    tier="curvature",
+    layers="every layer",
+    reading="Enters the layer's error bars; the column batch says how its products were made. 0 for exact ones.",
+    cannot="Measured on two rows of the first checkpoint; a later checkpoint may be better or worse.",
+)
+def product_error(product_error: float) -> float:
+    """Relative error of the Hessian products that a layer's curvature was computed with.
+
+    Returns:
+        The error.
+    """
+    return product_error
+
+
+@quantity(
     "hessian.unstable_mass",
     unit="share",
     formula="sum over the layer's parameters of v_i^2, v the unit top eigenvector of A^1/2 H A^1/2",

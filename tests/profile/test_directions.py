@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hnf_offline.linalg.hessian import HessianGraph
 from hnf_offline.profile.batch import ReplayBatch
-from hnf_offline.profile.derivatives import losses_of
 from hnf_offline.profile.directions import direction_rows, logged_change_rows
+from hnf_offline.profile.layer_curvature import exact_graph
 from hnf_offline.profile.metric import step_metric
 from hnf_offline.profile.subject import Subject
 from hnf_offline.run.model.gpt import GPT, GPTConfig
@@ -40,7 +39,7 @@ def measured(module: nn.Module, state: OptimizerState, tokens: Tensor = TOKENS) 
     cut = ReplayBatch.of(tokens, None, "replay").cut(len(tokens), CPU)
     subject = Subject(7, module, layers_of(module), state, cut, cut, "replay")
     parameters = dict(module.named_parameters())
-    graph = HessianGraph(losses_of(module, cut), [1.0], parameters)
+    graph = exact_graph(module, cut, keep=True)
     whole = graph.block([part for layer in subject.layers for part in layer.parts])
     metric = step_metric(state, parameters)
     assert metric is not None

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from hnf_offline.profile.batch import ReplayBatch
-from hnf_offline.profile.derivatives import losses_of
 from hnf_offline.profile.forward import forward_rows
 from hnf_offline.profile.measure import measure
 from hnf_offline.profile.metric import step_metric
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.whole import losses_of
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 from hnf_offline.run.model.layers import layers_of
 from hnf_offline.run.optimizer import OptimizerState, ParameterState
@@ -303,7 +303,7 @@ def test_gradient_norms_and_lag_follow_their_formulas():
     state = adam_state(module)
     subject = subject_of(module, tokens, state)
     rows = measure(subject, ProfileSettings(tier="gradient"))
-    losses_of(module, subject.batches)[0]().backward()
+    losses_of(module, subject.batches)[0]({}).backward()
     gradients = {name: value.grad for name, value in module.named_parameters()}
     whole = torch.cat([gradient.flatten() for gradient in gradients.values()])
     assert values(rows, "gradient.norm")[""].value == pytest.approx(float(whole.norm()))

@@ -50,7 +50,28 @@ class Calibration:
         """
         if layer.path in self.exact:
             return "exact"
-        return "suffix differences" if self.order.stage(layer) else "whole differences"
+        skips = self.order.stage(layer) or self.order.block_of(layer) is not None
+        return "suffix differences" if skips else "whole differences"
+
+
+@dataclass(slots=True)
+class ProductChoice:
+    """How the layers' products are made: found out once for all checkpoints of a run.
+
+    Attributes:
+        calibration: None until it is needed.
+    """
+
+    calibration: Calibration | None = None
+
+
+def all_exact(order: CallOrder, layers: Sequence[Layer]) -> Calibration:
+    """Choose exact products for every layer.
+
+    Returns:
+        The calibration.
+    """
+    return Calibration(order, exact=frozenset(layer.path for layer in layers))
 
 
 def calibrate(
@@ -100,7 +121,7 @@ def calibrate(
         with sdpa_kernel(SDPBackend.MATH):
             products = SuffixProducts(module, order, [batch], gradients, copies=8)
             found: dict[str, Tensor] = {}
-            for _, group in products.groups(of):
+            for group in _by_block(order, of):
                 images = products([Request(layer, vectors[layer.path], step) for layer in group])
                 for layer, image in zip(group, images, strict=True):
                     truth = exact[layer.path]
@@ -117,6 +138,13 @@ def calibrate(
                 best[path], steps[path] = found, factor * usual
     far = frozenset(layer.path for layer in layers if not best[layer.path] <= USABLE)
     return Calibration(order, steps, best, far)
+
+
+def _by_block(order: CallOrder, layers: Sequence[Layer]) -> list[list[Layer]]:
+    found: dict[int | None, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(order.block_of(layer), []).append(layer)
+    return list(found.values())
 
 
 def _unit(vector: Tensor, otherwise: Tensor) -> Tensor:

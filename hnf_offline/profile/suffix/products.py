@@ -79,23 +79,11 @@ class SuffixProducts:
         self._weights = [batch.weight for batch in batches]
         self.passes += 1.0
 
-    def groups(self, layers: Sequence[Layer]) -> list[tuple[int, list[Layer]]]:
-        """Put together the layers whose products share passes, those of the last block first.
-
-        Returns:
-            (blocks that are skipped, layers), each layer in one group.
-        """
-        found: dict[tuple[int, bool], list[Layer]] = {}
-        for layer in layers:
-            key = self.order.stage(layer), self.order.block_of(layer) is not None
-            found.setdefault(key, []).append(layer)
-        return [(stage, found[stage, together]) for stage, together in sorted(found, reverse=True)]
-
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         """Multiply.
 
         Args:
-            requests: products of layers of one group (`groups`).
+            requests: products of layers that lie in one block, or all outside of blocks.
 
         Returns:
             One [size of its layer] product a request.

@@ -1,0 +1,268 @@
+"""Eigenvalues of the replayed loss at one checkpoint: of the whole model, and of every layer's diagonal block.
+
+Raw, and as the optimizer sees them. What a value rests on is decided here: differences of gradients for screening
+and standard accuracy; exact products where certainty is asked for, where the precision is float64, and as a last
+look at layers that raise an alarm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+from torch import Tensor, nn
+
+from hnf_offline.linalg.extremes import Eigenvalue, Extremes
+from hnf_offline.linalg.lockstep import Problem
+from hnf_offline.linalg.operator import Scaled, SymmetricOperator
+from hnf_offline.linalg.stopping import CERTIFIED, StopRule
+from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.layer_curvature import (
+    LayerProblem,
+    LayerProducts,
+    OnPart,
+    layer_extremes,
+    start_vector,
+)
+from hnf_offline.profile.noise import Noise
+from hnf_offline.profile.parts import tell_part
+from hnf_offline.profile.second_look import ALARMED, second_look
+from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.suffix.blocks import call_order
+from hnf_offline.profile.suffix.calibration import Calibration, all_exact, calibrate
+from hnf_offline.profile.whole import Hessian, allows_differences, block_of_all, whole_hessian
+from hnf_offline.run.model.layers import Layer
+from hnf_offline.run.model.loss import evaluate
+
+#: Least products for the raw spectrum of the whole model: its far end should come into sight as well.
+WHOLE_MINIMUM = 10
+#: What the whole model's spectra take, in layers.
+_WHOLE_AS_LAYERS = 12
+#: Rows that the calibration replays: what second derivatives keep of them is little.
+_CALIBRATION_ROWS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSpectra:
+    """Of the whole model.
+
+    Attributes:
+        raw: of H; None where it was not asked for.
+        scaled: of A^1/2 H A^1/2; None where there is no step metric.
+        spread: smallest and largest S over single training batches; None where there are not two.
+    """
+
+    raw: Extremes | None
+    scaled: Extremes | None
+    spread: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpectra:
+    """Of one layer's diagonal block.
+
+    Attributes:
+        layer: the layer.
+        raw: of H_ll.
+        scaled: of A_l^1/2 H_ll A_l^1/2; None where there is no step metric.
+        method: how its products were made.
+        product_error: their relative error as calibrated; 0 for exact ones, NaN where it is not known.
+    """
+
+    layer: Layer
+    raw: Extremes
+    scaled: Extremes | None
+    method: str
+    product_error: float
+
+
+def wants_exact(subject: Subject, rule: StopRule) -> bool:
+    """Say whether all products are to be exact.
+
+    Returns:
+        True where certainty is asked for, or float64, or the model's own precision does not allow differences.
+    """
+    return rule.fresh > 0 or not allows_differences(subject.module)
+
+
+def whole_spectra(
+    subject: Subject,
+    hessian: Hessian,
+    metric: Mapping[str, Tensor] | None,
+    rule: StopRule,
+    noise: Noise,
+    *,
+    curvature: bool,
+) -> WholeSpectra:
+    """Find the extremes of the whole model's Hessian.
+
+    Args:
+        subject: module and rows.
+        hessian: on all rows.
+        metric: the step metric A by parameter name, None where it is not known.
+        rule: the accuracy.
+        noise: start vectors.
+        curvature: also the raw spectrum, and a second look where S is alarming.
+
+    Returns:
+        The spectra.
+    """
+    whole = block_of_all(hessian, subject.layers)
+    start = noise(whole.dimension)
+    raw = None
+    if curvature:
+        raw = _solve(whole, start, replace(rule, minimum=max(rule.minimum, WHOLE_MINIMUM)), noise)
+    if metric is None:
+        return WholeSpectra(raw, None, None)
+    root = whole.flatten(metric).sqrt()
+    one_end = replace(rule, both_ends=False)
+    scaled = _solve(Scaled(whole, root), start, one_end, noise)
+    if curvature and not rule.fresh and scaled.largest.value >= ALARMED:
+        scaled = _solve(Scaled(whole, root), scaled.vector, replace(CERTIFIED, both_ends=False), noise)
+    found: list[float] = []
+    exact = wants_exact(subject, rule)
+    for batches in subject.training_batches if len(subject.training_batches) > 1 else ():
+        part = whole_hessian(subject.module, batches, exact=exact, keep_graphs=subject.keep_graphs)
+        operator = Scaled(block_of_all(part, subject.layers), root)
+        found.append(_solve(operator, start, replace(one_end, fresh=0), noise).largest.value)
+    return WholeSpectra(raw, scaled, (min(found), max(found)) if found else None)
+
+
+def layer_spectra(
+    subject: Subject,
+    hessian: Hessian,
+    metric: Mapping[str, Tensor] | None,
+    whole: WholeSpectra,
+    rule: StopRule,
+    noise: Noise,
+    pattern: str | None,
+) -> list[LayerSpectra]:
+    """Find the extremes of every layer's block.
+
+    Args:
+        subject: module and rows; with several training batches, layers are replayed on the first one: half the cost,
+            and what the optimizer sees in one step.
+        hessian: on all rows, for its gradient.
+        metric: the step metric A by parameter name, None where it is not known.
+        whole: the whole model's, whose eigenvectors the layers start from.
+        rule: the accuracy.
+        noise: start vectors.
+        pattern: glob over layer paths, None for all.
+
+    Returns:
+        One entry a layer.
+    """
+    assert whole.raw is not None
+    exact = wants_exact(subject, rule)
+    batches = subject.batches
+    if len(subject.training_batches) > 1:
+        batches = subject.training_batches[0]
+        hessian = whole_hessian(subject.module, batches, exact=exact, keep_graphs=subject.keep_graphs)
+    calibration = settled_products(subject, noise, exact=exact)
+    products = LayerProducts(
+        subject.module,
+        batches,
+        hessian,
+        calibration,
+        copies=subject.copies,
+        keep_graphs=subject.keep_graphs,
+    )
+    chosen = [
+        (layer, span)
+        for layer, span in spans(subject.layers)
+        if pattern is None or fnmatchcase(layer.path, pattern)
+    ]
+    problems: list[LayerProblem] = []
+    for layer, span in chosen:
+        own, fresh = noise(layer.size), noise.fresh(layer.size)
+        problems.append(LayerProblem(layer, start_vector(own, whole.raw.vector[span]), rule, None, fresh))
+        if metric is not None and whole.scaled is not None:
+            root = hessian.block(layer.parts).flatten(metric).sqrt()
+            start = start_vector(own, whole.scaled.vector[span])
+            problems.append(LayerProblem(layer, start, replace(rule, both_ends=False), root, fresh))
+    solved = layer_extremes(products, problems, calibration, _teller(subject, len(chosen)))
+    if not exact:
+        solved = second_look(subject, batches, products, calibration, problems, solved)
+    found = dict[tuple[str, bool], Extremes]()
+    for problem, extremes in zip(problems, solved, strict=True):
+        found[problem.layer.path, problem.scale is None] = extremes
+    return [
+        LayerSpectra(
+            layer,
+            found[layer.path, True],
+            found.get((layer.path, False)),
+            calibration.method(layer),
+            0.0 if layer.path in calibration.exact else calibration.errors.get(layer.path, float("nan")),
+        )
+        for layer, _ in chosen
+    ]
+
+
+def spans(layers: Sequence[Layer]) -> Iterator[tuple[Layer, slice]]:
+    """Each layer with its place in the flat vector of all layers.
+
+    Yields:
+        Layer and slice.
+    """
+    place = 0
+    for layer in layers:
+        yield layer, slice(place, place + layer.size)
+        place += layer.size
+
+
+def _solve(operator: SymmetricOperator, start: Tensor, rule: StopRule, noise: Noise) -> Extremes:
+    fresh = noise.fresh(operator.dimension) if rule.fresh else None
+    space = Problem(start, rule, fresh=fresh).space()
+    while not space.finished:
+        space.advance(operator(space.vector))
+    found = space.result()
+    # What two products say of one pair of vectors differs by as much as differences are off.
+    error = found.asymmetry * max(abs(found.largest.value), abs(found.smallest.value))
+    return replace(found, largest=_widened(found.largest, error), smallest=_widened(found.smallest, error))
+
+
+def _widened(end: Eigenvalue, error: float) -> Eigenvalue:
+    return end if math.isnan(error) else replace(end, residual=end.residual + error)
+
+
+def settled_products(subject: Subject, noise: Noise, *, exact: bool) -> Calibration:
+    """Say how each layer's products are made; found out the first time, on the weights that are in the module then.
+
+    Args:
+        subject: module, rows, and the choice where it was made before.
+        noise: vectors to compare on.
+        exact: all of them exactly.
+
+    Returns:
+        The calibration.
+    """
+    if subject.products.calibration is None:
+        batch = replace(subject.batches[0].split(_CALIBRATION_ROWS)[0], weight=1.0)
+        order = call_order(subject.module, partial(_repeated, subject.module, batch))
+        subject.products.calibration = (
+            all_exact(order, subject.layers)
+            if exact
+            else calibrate(subject.module, order, subject.layers, batch, noise)
+        )
+    return subject.products.calibration
+
+
+def _repeated(module: nn.Module, batch: MicroBatch, times: int) -> object:
+    tokens, labels = (
+        None if rows is None else rows.repeat([times] + [1] * (rows.ndim - 1))
+        for rows in (batch.tokens, batch.labels)
+    )
+    assert tokens is not None
+    return evaluate(module, tokens, labels)
+
+
+def _teller(subject: Subject, layers: int) -> OnPart:
+    def tell(done: int, total: int, share: float) -> None:
+        # The whole model comes first, and takes about as long as a dozen layers.
+        before = _WHOLE_AS_LAYERS / (_WHOLE_AS_LAYERS + layers)
+        tell_part(subject.step, layers * done // max(1, total), layers, before + (1 - before) * share)
+
+    return tell
