@@ -52,7 +52,7 @@ $(LIBRARIES): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,libraries]'
 	@touch $(LIBRARIES)
 
-# An hour on one core. Checkpoints and references stay in CACHE, so that another time costs less.
+# Long: `python -m benchmarks.curvature --only PART --write` does a part of it. Checkpoints and references stay in CACHE.
 CACHE ?= reports/curvature-benchmark
 benchmark-curvature: $(BENCHMARKS)  ## measure curvature beside published tools, into docs/curvature.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.curvature --write --cache $(CACHE)

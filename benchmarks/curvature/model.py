@@ -37,7 +37,7 @@ class Size:
 
 
 SMALL = Size(width=64, blocks=6, heads=4, steps=400)
-LARGE = Size(width=128, blocks=12, heads=4, steps=150)
+LARGE = Size(width=128, blocks=12, heads=4, steps=150, rows=2)
 
 
 class Attention(nn.Module):
