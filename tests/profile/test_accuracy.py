@@ -94,6 +94,23 @@ def test_no_block_exceeds_the_whole(name: str, age: str, accuracy: str) -> None:
             assert row.value <= whole.high * 1.01, (quantity, layer)
 
 
+@pytest.mark.parametrize("age", STEPS)
+def test_a_key_bias_has_no_curvature_however_large_its_step(age: str) -> None:
+    # softmax does not see a number added to all scores of a query, so the key bias never gets a gradient: Adam's
+    # second moment is the square of rounding errors, its step metric enormous, and so is what rounding makes of S.
+    own = case("GPT pre-norm, tied", age)
+    assert own.dense.metric is not None
+    keys = {path: place for path, place in own.dense.places.items() if path.endswith("c_attn.key")}
+    for place in keys.values():
+        bias = place[-8:]
+        assert own.dense.metric[bias].min() > 100 * own.dense.metric.median()
+        assert own.dense.hessian[bias].abs().max() < 1e-12 * own.dense.hessian.abs().max()
+    _, judged = measured("GPT pre-norm, tied", age, "standard")
+    ratios = [one for one in judged if one.quantity == "hessian.stability_ratio" and one.layer in {"", *keys}]
+    assert len(ratios) == 3
+    assert all(one.error <= 0.05 for one in ratios), listing(ratios, 0.05)
+
+
 def rotated(module: nn.Module, basis: Tensor) -> nn.Module:
     """The same function of a decoder without norms, its residual stream written in another orthonormal basis."""
     turned = built_in("none")
