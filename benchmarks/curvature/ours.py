@@ -1,17 +1,20 @@
-"""The one place that knows this package's engine: swap it here."""
+"""The one place that knows this package's engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from benchmarks.curvature.problem import WHOLE, Answer, Found, Problem
-from hnf_offline.linalg.hessian import HessianGraph
-from hnf_offline.linalg.lanczos import Extremes, lanczos_extremes
+from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.stopping import ACCURACIES
+from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.noise import Noise
+from hnf_offline.profile.spectra import layer_spectra, wants_exact, whole_spectra
+from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.suffix.calibration import ProductChoice
+from hnf_offline.profile.whole import whole_hessian
 
 __all__ = ["ACCURACIES", "Ours", "ours"]
 
@@ -22,51 +25,36 @@ class Ours:
 
     Attributes:
         answer: by target.
-        vectors: unit Ritz vectors by target.
+        products: how each layer's products are made, found out at the first checkpoint.
     """
 
     answer: Answer
-    vectors: dict[str, Tensor]
+    products: ProductChoice
 
 
 def ours(problem: Problem, accuracy: str, previous: Ours | None = None) -> Ours:
-    """Measure all targets.
+    """Measure every layer and the whole model, as a profile of the tier `curvature` does.
 
     Args:
-        problem: checkpoint, rows and targets.
+        problem: checkpoint and rows; all its layers are measured, whatever its targets.
         accuracy: one of `ACCURACIES`.
-        previous: what was found at the previous checkpoint; None starts cold.
+        previous: what was found at the previous checkpoint; None starts cold, calibration included.
 
     Returns:
         Both ends of every target's spectrum.
     """
     rule = ACCURACIES[accuracy]
-    graph = HessianGraph([problem.loss], [1.0], dict(problem.module.named_parameters()))
-    answer: dict[str, Found] = {}
-    vectors: dict[str, Tensor] = {}
-    layers = problem.layers
-    whole = graph.block([part for layer in layers.values() for part in layer.parts])
-    generator = torch.Generator().manual_seed(0)
-
-    def start(target: str, size: int, restriction: Tensor | None) -> Tensor:
-        mixed = normalize(torch.randn(size, generator=generator), dim=0)
-        known = [None if previous is None else previous.vectors[target], restriction]
-        given = [vector for vector in known if vector is not None]
-        return 0.05 * mixed + sum((normalize(vector, dim=0) for vector in given), torch.zeros(()))
-
-    top = lanczos_extremes(whole, start(WHOLE, whole.dimension, None), rule=rule)
-    answer[WHOLE], vectors[WHOLE] = _found(top), top.vector
-    pieces = dict(
-        zip([part for layer in layers.values() for part in layer.parts], whole.split(top.vector), strict=True)
-    )
-    for path, layer in layers.items():
-        block = graph.block(layer.parts)
-        restriction = torch.cat([pieces[part] for part in layer.parts])
-        if previous is not None and float(restriction @ previous.vectors[path]) < 0:
-            restriction = -restriction
-        extremes = lanczos_extremes(block, start(path, block.dimension, restriction), rule=rule)
-        answer[path], vectors[path] = _found(extremes), extremes.vector
-    return Ours(answer, vectors)
+    batches = (MicroBatch(problem.tokens, None, 1.0),)
+    layers = tuple(problem.layers.values())
+    products = ProductChoice() if previous is None else previous.products
+    subject = Subject(0, problem.module, layers, None, batches, batches, "rows", products=products)
+    hessian = whole_hessian(problem.module, batches, exact=wants_exact(subject, rule), keep_graphs=True)
+    noise = Noise(0, torch.device("cpu"), torch.float32)
+    whole = whole_spectra(subject, hessian, None, rule, noise, curvature=True)
+    assert whole.raw is not None
+    found = layer_spectra(subject, hessian, None, whole, rule, noise, None)
+    answer = {spectra.layer.path: _found(spectra.raw) for spectra in found}
+    return Ours({**answer, WHOLE: _found(whole.raw)}, products)
 
 
 def _found(extremes: Extremes) -> Found:
