@@ -24,6 +24,8 @@ from hnf_offline.linalg.stopping import StopRule
 _FIRST_ROWS = 4
 #: An end that may lie elsewhere by more than this share of its size is not certified.
 DOUBT = 0.01
+#: Residuals that another pair is taken to reach beyond its Ritz value.
+REACH = 3.0
 
 
 class Basis:
@@ -213,17 +215,22 @@ class KrylovSpace:
         if self._exhausted:
             return float(self._ritz.residuals[end]) <= max(self.rule.residual * size, 10 * self._rounding())
         return (
-            self.products >= self.rule.minimum and self._settled(end, size) and not in_doubt(self._ritz, end)
+            self.products >= self.rule.minimum
+            and self._settled(end, size)
+            and self._moved(end) <= DOUBT * size
+            and not in_doubt(self._ritz, end, size)
         )
 
     def _settled(self, end: int, size: float) -> bool:
         assert self._ritz is not None
         allowed = self.rule.residual * size
-        before = math.inf if self._before is None else float(self._before.values[end])
-        return (
-            float(self._ritz.residuals[end]) <= allowed
-            and abs(float(self._ritz.values[end]) - before) <= allowed
-        )
+        return float(self._ritz.residuals[end]) <= allowed and self._moved(end) <= allowed
+
+    def _moved(self, end: int) -> float:
+        """How far the last product moved an end."""
+        if self._ritz is None or self._before is None:
+            return math.inf
+        return abs(float(self._ritz.values[end] - self._before.values[end]))
 
     def _enough(self) -> bool:
         assert self._ritz is not None
@@ -306,32 +313,34 @@ def estimated_error(pairs: RitzPairs, end: int) -> float:
     residual = float(pairs.residuals[end])
     if len(pairs.values) < 2:
         return residual
-    gap = -_room(pairs, end)
+    gap = -_room(pairs, end, 1.0)
     return min(residual, residual**2 / gap) if gap > 0 else residual
 
 
-def in_doubt(pairs: RitzPairs, end: int) -> bool:
-    """Whether what the space has seen leaves open that the end lies elsewhere by more than `DOUBT`.
+def in_doubt(pairs: RitzPairs, end: int, size: float) -> bool:
+    """Whether what the space has seen leaves open that an end lies elsewhere by more than `DOUBT` of a size.
 
-    That is so where its own error may be as large (a near-tied neighbour makes it so), and where another pair's
-    residual reaches as far beyond it. An eigenvector that the space has not met at all leaves no trace here.
+    That is so where its own error may be as large, as a near-tied neighbour makes it; and where another Ritz vector
+    may hold a farther eigenvector. One that holds a share c of it shows that in its residual, r >= c |lambda - theta|,
+    so `REACH` = 1/c residuals beyond its value are looked at. An eigenvector that the space has not met leaves no
+    trace here.
 
     Args:
         pairs: of the space.
         end: -1 for the largest, 0 for the smallest.
+        size: what it is compared with.
 
     Returns:
         True where it may.
     """
-    size = abs(float(pairs.values[end]))
-    return max(estimated_error(pairs, end), _room(pairs, end)) > DOUBT * size
+    return max(estimated_error(pairs, end), _room(pairs, end, REACH)) > DOUBT * size
 
 
-def _room(pairs: RitzPairs, end: int) -> float:
+def _room(pairs: RitzPairs, end: int, reach: float) -> float:
     """How far beyond an end the eigenvalues of other pairs may lie; negative where all stay short of it."""
     if len(pairs.values) < 2:
         return 0.0
     side = 1.0 if end else -1.0
     others = slice(None, -1) if end else slice(1, None)
-    reach = side * pairs.values[others] + pairs.residuals[others]
-    return float(reach.max()) - side * float(pairs.values[end])
+    farthest = (side * pairs.values[others] + reach * pairs.residuals[others]).max()
+    return float(farthest) - side * float(pairs.values[end])
