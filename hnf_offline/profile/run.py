@@ -28,6 +28,7 @@ from hnf_offline.profile.shards import (
     write_parquet,
 )
 from hnf_offline.profile.telling import Teller
+from hnf_offline.run.assumed import assumed_state
 from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.run.remote import check_room
 
@@ -177,7 +178,9 @@ def shard_keys(
                 for step in steps_to_check(checkpoint.step)
                 if step in logged
             ]
-            key += hashlib.blake2b(repr(checked).encode(), digest_size=8).hexdigest()
+            # Without a state, what log and configuration say of the optimizer decides what is measured.
+            assumed = None if checkpoint.optimizer_files else assumed_state(run, ("",), checkpoint.step)[0]
+            key += hashlib.blake2b(repr((checked, assumed)).encode(), digest_size=8).hexdigest()
         yield key
 
 

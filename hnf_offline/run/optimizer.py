@@ -94,11 +94,14 @@ class OptimizerState:
         parameters: parameter name -> state, in the model's order.
         saved: whether it was read from a checkpoint; otherwise it is put together from run.toml, the configuration
             and the log: rates and decays are known, moments are not.
+        total_second_moment: where the state was not saved and the log knows it, the sum over all parameters of
+            Adam's bias-corrected second moment.
     """
 
     kind: str
     parameters: Mapping[str, ParameterState]
     saved: bool = True
+    total_second_moment: float | None = None
 
     @property
     def moments_known(self) -> bool:
