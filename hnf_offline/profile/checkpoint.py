@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hnf_offline.errors import UserError
 from hnf_offline.profile.batch import ReplayBatch
+from hnf_offline.profile.calibrated import settle_products
 from hnf_offline.profile.exhaustion import halving, is_out_of_memory, let_go
 from hnf_offline.profile.finished import Finished
 from hnf_offline.profile.measure import measure_in_memory
@@ -54,6 +55,8 @@ def measure_each(
     keys = {checkpoint.step: key for checkpoint, key in waiting}
     device = _HOST if session is None else session.device
     with full_precision():
+        if session is not None and waiting:
+            settle_products(run, session, settings, folder)
         for checkpoint, loaded in read_ahead([point for point, _ in waiting], device):
             skipped: list[tuple[Path, str, str]] = []
             frame: pl.DataFrame | None = None

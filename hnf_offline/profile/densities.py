@@ -23,7 +23,7 @@ from hnf_offline.profile.layer_curvature import exact_graph
 from hnf_offline.profile.memory import MemoryPlan, free_bytes
 from hnf_offline.profile.metric import step_metric
 from hnf_offline.profile.reading import Loaded, read_ahead
-from hnf_offline.profile.run import selected
+from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import Session, full_precision, memory_now, open_session, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import read_shard, settings_key, shard_key, shard_path, write_parquet

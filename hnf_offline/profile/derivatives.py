@@ -10,14 +10,22 @@ import torch
 
 from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.hessian import Block
-from hnf_offline.linalg.stopping import StopRule
+from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, step_metric
 from hnf_offline.profile.noise import Noise
 from hnf_offline.profile.settings import ProfileSettings
-from hnf_offline.profile.spectra import LayerSpectra, layer_spectra, spans, wants_exact, whole_spectra
+from hnf_offline.profile.spectra import (
+    LayerSpectra,
+    layer_spectra,
+    settled_products,
+    spans,
+    wants_exact,
+    whole_spectra,
+)
 from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.suffix.calibration import Calibration
 from hnf_offline.profile.whole import Hessian, block_of_all, whole_hessian
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer
@@ -58,6 +66,17 @@ def derivative_rows(
         return rows
     found = layer_spectra(subject, hessian, metric, whole, rule, noise, settings.layers)
     return rows + _layer_rows(subject, found)
+
+
+def settle(subject: Subject, settings: ProfileSettings) -> Calibration:
+    """Find out how the layers' products are made, on the weights that are in the module now.
+
+    Returns:
+        The calibration, which the subject keeps.
+    """
+    parameter = next(subject.module.parameters())
+    noise = Noise(settings.seed, parameter.device, parameter.dtype)
+    return settled_products(subject, noise, exact=wants_exact(subject, _rule(settings)))
 
 
 def _layer_rows(subject: Subject, found: Sequence[LayerSpectra]) -> list[Row]:
@@ -187,4 +206,4 @@ def _evaluate_rows(
 
 
 def _rule(settings: ProfileSettings) -> StopRule:
-    return StopRule(settings.residual, 3, settings.products)
+    return ACCURACIES[settings.accuracy]

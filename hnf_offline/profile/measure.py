@@ -11,7 +11,7 @@ from hnf_offline.profile.derivatives import derivative_rows
 from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.forward import forward_rows
 from hnf_offline.profile.maps import map_rows, precision_rows
-from hnf_offline.profile.memory import MemoryPlan
+from hnf_offline.profile.memory import MemoryPlan, copies_together
 from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
@@ -75,13 +75,18 @@ def measure_in_memory(
     """
 
     def work(memory: MemoryPlan) -> list[Row]:
-        return measure(_subject(session, step, state, memory), settings)
+        return measure(subject_of(session, step, state, memory), settings)
 
     rows, memory = halving(work, memory_now(session), path, restore)
     return rows, memory.rows
 
 
-def _subject(session: Session, step: int, state: OptimizerState | None, memory: MemoryPlan) -> Subject:
+def subject_of(session: Session, step: int, state: OptimizerState | None, memory: MemoryPlan) -> Subject:
+    """Put together what is measured: the weights in a session's module, on its rows.
+
+    Returns:
+        The subject, its rows cut as the memory allows.
+    """
     half = -(-len(session.batch.tokens) // 2)
     several = session.training_batches if len(session.training_batches) > 1 else ()
     return Subject(
@@ -95,6 +100,8 @@ def _subject(session: Session, step: int, state: OptimizerState | None, memory: 
         tuple(batch.cut(memory.rows, session.device) for batch in several),
         session.training_batches[0].name,
         memory.keep_graphs,
+        copies_together(session.row_bytes, memory.rows, len(session.training_batches[0].tokens)),
+        session.products,
     )
 
 

@@ -13,6 +13,8 @@ from hnf_offline.run.model.loss import evaluate
 
 #: Second-derivative graphs hold about this many times what an ordinary forward pass saves.
 DOUBLE_BACKWARD = 5
+#: Changed copies that go side by side: more gain nothing (measured from 1 to 16), and memory they may take in any case.
+MOST_COPIES, FREE_FOR_COPIES = 8, 64 << 20
 #: Share of the free memory that a profile may take.
 SHARE = 0.5
 
@@ -89,3 +91,21 @@ def plan_memory(
     together = max(1, min(rows, room // graph))
     keep = graph * rows <= room
     return MemoryPlan(together, keep, fixed + graph * (rows if keep else together))
+
+
+def copies_together(row_bytes: int, rows: int, batch: int) -> int:
+    """Decide how many changed copies of a micro-batch go through the model side by side.
+
+    Together they may keep what one ordinary gradient of the batch keeps, or a little where even that is small: side
+    by side they are faster only as long as the device is not busy with one.
+
+    Args:
+        row_bytes: what one row saves in an ordinary forward pass; 0 where that is not known.
+        rows: rows of a micro-batch.
+        batch: rows of the batch.
+
+    Returns:
+        At least 1, at most `MOST_COPIES`.
+    """
+    budget = max(FREE_FOR_COPIES, row_bytes * batch)
+    return max(1, min(MOST_COPIES, budget // max(1, row_bytes * rows)))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hnf_offline.profile.cost import forward_passes, forward_seconds, measured_layers
 from hnf_offline.profile.devices import choose_devices
-from hnf_offline.profile.run import selected, shard_keys
+from hnf_offline.profile.run import shard_keys
+from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import check_settings, open_session
 from hnf_offline.profile.settings import Plan, ProfileSettings
 from hnf_offline.profile.shards import read_shard, settings_key, shard_path

@@ -17,6 +17,7 @@ from hnf_offline.profile.devices import choose_devices
 from hnf_offline.profile.finished import Finished, Lost, Part
 from hnf_offline.profile.parts import heard_by
 from hnf_offline.profile.processes import measure_on_devices
+from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import Session, check_settings, open_session
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import (
@@ -53,17 +54,6 @@ class Profile:
     cached: int
     parameters: int | None
     device: str
-
-
-def selected(run: Run, settings: ProfileSettings) -> tuple[Checkpoint, ...]:
-    """Choose the checkpoints that the settings ask for.
-
-    Returns:
-        Every n-th checkpoint within the step range.
-    """
-    first = settings.first_step if settings.first_step is not None else -1
-    last = settings.last_step if settings.last_step is not None else float("inf")
-    return tuple(point for point in run.checkpoints if first <= point.step <= last)[:: settings.every]
 
 
 def profile_run(

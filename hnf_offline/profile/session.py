@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from hnf_offline.errors import AmbiguousOptimizerError, InputError, UsageError, UserError
+from hnf_offline.linalg.stopping import ACCURACIES
 from hnf_offline.linalg.trace import FEWEST_PRODUCTS
 from hnf_offline.profile.batch import ReplayBatch, choose_rows
 from hnf_offline.profile.devices import choose_device, device_names
 from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from hnf_offline.profile.settings import TIERS, ProfileSettings
+from hnf_offline.profile.suffix.calibration import ProductChoice
 from hnf_offline.run.assumed import assumed_state
 from hnf_offline.run.batches import describe, load_rows
 from hnf_offline.run.model.build import build_model, vocabulary_size
@@ -45,6 +47,7 @@ class Session:
         identity: what the settings' key needs to know of model and rows.
         row_bytes: what one row keeps in an ordinary forward pass; 0 where that is not known.
         sharing: processes that share the free memory of the device.
+        products: how the layers' Hessian products are made, found out once.
     """
 
     device: torch.device
@@ -57,6 +60,7 @@ class Session:
     identity: tuple[str, ...]
     row_bytes: int = 0
     sharing: int = 1
+    products: ProductChoice = field(default_factory=ProductChoice)
 
 
 def check_settings(settings: ProfileSettings) -> None:
@@ -70,6 +74,10 @@ def check_settings(settings: ProfileSettings) -> None:
     if settings.dtype not in _DTYPES:
         raise UsageError(
             f"dtype {settings.dtype!r} cannot carry second derivatives", remedy=f"use {' or '.join(_DTYPES)}"
+        )
+    if settings.accuracy not in ACCURACIES:
+        raise UsageError(
+            f"accuracy {settings.accuracy!r} is unknown", remedy=f"use one of {', '.join(ACCURACIES)}"
         )
     if settings.every < 1 or (settings.rows is not None and settings.rows < 1):
         raise UsageError("--every and --rows must be at least 1")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnf_offline.profile.cost import forward_passes, forward_seconds
-from hnf_offline.profile.run import selected
+from hnf_offline.profile.selection import selected
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.shards import read_shard
 from hnf_offline.rerun.arms import measured_steps
