@@ -31,6 +31,14 @@ class PrecisionName(StrEnum):
     float64 = "float64"
 
 
+class AccuracyName(StrEnum):
+    """How well an eigenvalue is to be known, in order of cost."""
+
+    screen = "screen"
+    standard = "standard"
+    certified = "certified"
+
+
 class RuleName(StrEnum):
     """Definitions of a loss spike: ours, and published ones."""
 
@@ -95,6 +103,15 @@ Density = Annotated[
     bool,
     typer.Option(
         "--density", help="Also the spectral density of the whole model: some hundred products a checkpoint."
+    ),
+]
+Accuracy = Annotated[
+    AccuracyName,
+    typer.Option(
+        "--accuracy",
+        envvar="HNF_ACCURACY",
+        help="How well eigenvalues are to be known: screen (about 10 %), standard (about 1 %), or certified (by exact "
+        "products, with a fresh start beside every one).",
     ),
 ]
 Device = Annotated[
@@ -199,6 +216,7 @@ def profile_settings(
     rows: int | None,
     replay: Path | None,
     *,
+    accuracy: AccuracyName = AccuracyName.standard,
     traces: int = 0,
     density: bool = False,
 ) -> ProfileSettings:
@@ -232,6 +250,7 @@ def profile_settings(
         dtype=dtype.value,
         rows=rows,
         replay=replay,
+        accuracy=accuracy.value,
         traces=traces,
         density=density,
     )

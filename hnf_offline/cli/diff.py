@@ -12,6 +12,8 @@ from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import remarks, typed_command
 from hnf_offline.cli.results import print_plans
 from hnf_offline.options import (
+    Accuracy,
+    AccuracyName,
     Device,
     Every,
     Force,
@@ -47,6 +49,7 @@ def diff(
     steps: Steps = None,
     every: Every = 1,
     layers: Layers = None,
+    accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -64,7 +67,7 @@ def diff(
     lists what cannot be compared. Results go to reports/<A>-vs-<B> unless --out says otherwise.
     """
     runs = open_input(a, None), open_input(b, None)
-    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay, accuracy=accuracy)
     folder, _ = output_folder(out, runs, force=force)
     rooms = folder / "a", folder / "b"
     if plan:

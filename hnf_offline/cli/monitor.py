@@ -6,6 +6,8 @@ from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import remarks, typed_command
 from hnf_offline.cli.results import print_plans
 from hnf_offline.options import (
+    Accuracy,
+    AccuracyName,
     Column,
     Device,
     Every,
@@ -44,6 +46,7 @@ def monitor(
     steps: Steps = None,
     every: Every = 1,
     layers: Layers = None,
+    accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -63,7 +66,7 @@ def monitor(
     Line by line in order of time: no line uses anything that was not known at its step.
     """
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
-    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay)
+    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay, accuracy=accuracy)
     folder, remark = output_folder(out, (run,), force=force)
     if plan:
         return print_plans((run,), settings, (folder,), model, as_json)

@@ -8,6 +8,8 @@ from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import check_first, remarks, typed_command
 from hnf_offline.cli.results import print_map, print_plans
 from hnf_offline.options import (
+    Accuracy,
+    AccuracyName,
     Column,
     Density,
     Device,
@@ -58,6 +60,7 @@ def report(
     layers: Layers = None,
     traces: Traces = 0,
     density: Density = False,
+    accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -83,7 +86,17 @@ def report(
     """
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     settings = profile_settings(
-        tier, steps, every, layers, device, dtype, rows, replay, traces=traces, density=density
+        tier,
+        steps,
+        every,
+        layers,
+        device,
+        dtype,
+        rows,
+        replay,
+        accuracy=accuracy,
+        traces=traces,
+        density=density,
     )
     folder, remark = output_folder(out, (run,), force=force)
     if plan:

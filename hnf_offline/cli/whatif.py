@@ -14,6 +14,8 @@ from hnf_offline.cli.remarks import remarks
 from hnf_offline.cli.retraining import check_start, interrupted, print_plan, retraining_folder, tell, write
 from hnf_offline.errors import UsageError
 from hnf_offline.options import (
+    Accuracy,
+    AccuracyName,
     Column,
     Device,
     Find,
@@ -85,6 +87,7 @@ def whatif(
     twins: Twins = 2,
     list_policies: ListPolicies = False,
     out: Out = None,
+    accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -119,10 +122,14 @@ def whatif(
     _check(arms)
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
-    settings = profile_settings(TierName.stability, None, 1, None, one_device(device), dtype, rows, replay)
+    settings = profile_settings(
+        TierName.stability, None, 1, None, one_device(device), dtype, rows, replay, accuracy=accuracy
+    )
     folder, remark = retraining_folder(out, run, f"whatif-{start}", force=force)
     if ADVICE in arms:
-        wide = profile_settings(TierName.curvature, None, 1, None, one_device(device), dtype, rows, replay)
+        wide = profile_settings(
+            TierName.curvature, None, 1, None, one_device(device), dtype, rows, replay, accuracy=accuracy
+        )
         advised = _advised(run, wide, start, start + steps, model=model, plan=plan, quiet=quiet)
         arms = tuple(dict.fromkeys(one for arm in arms for one in (advised if arm == ADVICE else (arm,))))
     if plan:

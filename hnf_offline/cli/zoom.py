@@ -12,6 +12,8 @@ from hnf_offline.cli.remarks import remarks
 from hnf_offline.cli.retraining import check_start, interrupted, print_plan, retraining_folder, tell
 from hnf_offline.errors import UsageError
 from hnf_offline.options import (
+    Accuracy,
+    AccuracyName,
     Column,
     Device,
     Force,
@@ -52,6 +54,7 @@ def zoom(
     layers: Layers = None,
     twins: Twins = 0,
     out: Out = None,
+    accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
     rows: Rows = None,
@@ -77,7 +80,9 @@ def zoom(
         )
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
-    settings = profile_settings(tier, None, 1, layers, one_device(device), dtype, rows, replay)
+    settings = profile_settings(
+        tier, None, 1, layers, one_device(device), dtype, rows, replay, accuracy=accuracy
+    )
     folder, remark = retraining_folder(out, run, f"zoom-{start}-{stop}", force=force)
     if plan:
         from hnf_offline.rerun.planning import plan_zoom

@@ -23,8 +23,7 @@ class ProfileSettings:
         dtype: "float32" or "float64"; differences and products need at least float32.
         rows: sequences to replay; None for two training batches, or about 4096 tokens where their size is unknown.
         replay: a batch file to replay instead of the run's own.
-        residual: Lanczos stops at this residual relative to the eigenvalue.
-        products: most products with one operator; what has not settled by then is not certified.
+        accuracy: "screen", "standard" or "certified": when an eigenvalue is known well enough (`ACCURACIES`).
         seed: seed of every random start vector.
         traces: products for the trace of each layer, at least 4; 0 for no traces.
         density: also the spectral density of the whole model, some hundred products a checkpoint.
@@ -39,8 +38,7 @@ class ProfileSettings:
     dtype: str = "float32"
     rows: int | None = None
     replay: Path | None = None
-    residual: float = 0.05
-    products: int = 32
+    accuracy: str = "standard"
     seed: int = 0
     traces: int = 0
     density: bool = False

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.record import Recorder
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 
@@ -49,6 +50,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _beyond_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accuracy that users are not offered, for comparison with dense references."""
+    monkeypatch.setitem(ACCURACIES, "converged", StopRule(1e-9, 3, maximum=1000))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -178,5 +178,4 @@ def case(name: str, age: str) -> Case:
 
 def settings(accuracy: str, **others: Any) -> ProfileSettings:
     """Settings of the curvature tier at an accuracy."""
-    residual = {"screen": 0.2, "standard": 0.05, "certified": 0.02}[accuracy]
-    return ProfileSettings(tier="curvature", residual=residual, **others)
+    return ProfileSettings(tier="curvature", accuracy=accuracy, **others)

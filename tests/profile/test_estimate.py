@@ -24,7 +24,7 @@ from hnf_offline.run.optimizer import OptimizerState, ParameterState
 from hnf_offline.table import Row
 
 TOKENS = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(2))
-STABILITY = ProfileSettings(tier="stability", residual=1e-6, dtype="float64", products=200)
+STABILITY = ProfileSettings(tier="stability", accuracy="converged", dtype="float64")
 
 
 def gpt() -> GPT:
@@ -129,7 +129,7 @@ def test_s_of_sgd_needs_no_state(momentum: float, nesterov: bool) -> None:
     state = OptimizerState("sgd", dict.fromkeys(names, own), saved=False)
     rows = measure(subject_of(module, state), STABILITY)
     ratio = only(rows, "hessian.stability_ratio")
-    raw = only(measure(subject_of(module, state), ProfileSettings(residual=1e-6, dtype="float64", products=200)),
+    raw = only(measure(subject_of(module, state), ProfileSettings(accuracy="converged", dtype="float64")),
                "hessian.lambda_max")  # fmt: skip
     limit = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
     assert ratio.value == pytest.approx(0.2 * raw.value / limit, rel=1e-4)

@@ -70,7 +70,7 @@ class _Planted(TorchDispatchMode):
 def measured(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Profile the first checkpoint with an error planted at an operation of its measurement."""
     original = measuring.measure_in_memory
-    settings = ProfileSettings(dtype="float64", residual=1e-7, products=400, rows=6, last_step=4)
+    settings = ProfileSettings(dtype="float64", accuracy="converged", rows=6, last_step=4)
 
     def run(at: int | None, error: Callable[[], BaseException] = MemoryError, **changed: Any) -> Any:
         planted = _Planted(at, error)

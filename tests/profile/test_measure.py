@@ -65,7 +65,7 @@ def test_every_eigenvalue_equals_that_of_the_dense_block(norm):
     tokens = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(2))
     state = adam_state(module)
     subject = subject_of(module, tokens, state)
-    rows = measure(subject, ProfileSettings(dtype="float64", residual=1e-9, products=1000))
+    rows = measure(subject, ProfileSettings(dtype="float64", accuracy="converged"))
     names = [name for name, _ in module.named_parameters()]
     shapes = {name: value.shape for name, value in module.named_parameters()}
     flat = torch.cat([value.detach().flatten() for _, value in module.named_parameters()])
@@ -109,7 +109,9 @@ def test_every_eigenvalue_equals_that_of_the_dense_block(norm):
 def test_interlacing_and_the_update_never_exceed_the_whole():
     module = small_gpt("none")
     tokens = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(2))
-    rows = measure(subject_of(module, tokens, adam_state(module)), ProfileSettings(residual=1e-6))
+    rows = measure(
+        subject_of(module, tokens, adam_state(module)), ProfileSettings(dtype="float64", accuracy="converged")
+    )
     for quantity in ("hessian.lambda_max", "hessian.stability_ratio"):
         of = values(rows, quantity)
         assert all(row.value <= of[""].value + 1e-6 for path, row in of.items() if path)

@@ -289,7 +289,7 @@ def test_a_plan_says_sane_numbers(tiny: Path, tmp_path: Path) -> None:
 def test_few_rows_at_a_time_give_the_same_values(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ProfileSettings(dtype="float64", residual=1e-7, products=400, rows=6, last_step=4)
+    settings = ProfileSettings(dtype="float64", accuracy="converged", rows=6, last_step=4)
     together = profile_run(open_run(tiny), settings, tmp_path / "together").table
     original = profiling.open_session
 
@@ -376,7 +376,7 @@ def test_rows_from_another_file_are_replayed_but_not_held_against_the_log(tiny: 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"tier": "deep"}, {"dtype": "float16"}, {"every": 0}, {"rows": 0}],
+    [{"tier": "deep"}, {"dtype": "float16"}, {"accuracy": "exact"}, {"every": 0}, {"rows": 0}],
     ids=str,
 )
 def test_settings_that_name_nothing_are_refused(settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.rerun.arms import unsettled
 from hnf_offline.rerun.whatif import whatif
@@ -29,8 +30,11 @@ def test_s_of_every_arm_lies_within_its_error_bar(recorded: Path) -> None:
     assert halved.stability_ratio[0] == pytest.approx(as_was.stability_ratio[0] / 2, rel=1e-3)
 
 
-def test_what_has_not_settled_is_said(recorded: Path, tmp_path: Path) -> None:
-    hasty = replace(SETTINGS, products=2)
+def test_what_has_not_settled_is_said(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ACCURACIES, "hasty", StopRule(0.05, 3, maximum=2))
+    hasty = replace(SETTINGS, accuracy="hasty")
     done = zoom(open_run(recorded), start=10, stop=12, settings=hasty, out=tmp_path).retraining
     assert not all(done.arms[0].stability_certified)
     assert any("has not settled at" in note for note in done.notes)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hnf_offline.errors import UsageError
+from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.rerun.optimizer import RATIO
 from hnf_offline.rerun.policies.layer_units import units_of
@@ -228,10 +229,9 @@ def test_layer_factors_reach_the_update(start: Start) -> None:
 
 
 @pytest.fixture
-def measured(start: Start) -> Callable[[Training], Stability | None]:
-    return stability_of(
-        start.session, ProfileSettings(tier="stability", device="cpu", residual=0.01, products=60)
-    )
+def measured(start: Start, monkeypatch: pytest.MonkeyPatch) -> Callable[[Training], Stability | None]:
+    monkeypatch.setitem(ACCURACIES, "careful", StopRule(0.01, 3, maximum=60))
+    return stability_of(start.session, ProfileSettings(tier="stability", device="cpu", accuracy="careful"))
 
 
 def test_on_the_tiny_run_s_measured_afterwards_is_at_the_target(
@@ -265,10 +265,11 @@ def test_on_the_tiny_run_the_controller_and_s_agree(
     assert as_was.advance().learning_rate == pytest.approx(3e-3)
 
 
-def test_on_the_tiny_run_every_layers_own_s_falls_as_the_formula_says(start: Start) -> None:
-    loose = stability_of(
-        start.session, ProfileSettings(tier="stability", device="cpu", residual=0.1, products=10)
-    )
+def test_on_the_tiny_run_every_layers_own_s_falls_as_the_formula_says(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ACCURACIES, "loose", StopRule(0.1, 3, maximum=10))
+    loose = stability_of(start.session, ProfileSettings(tier="stability", device="cpu", accuracy="loose"))
     first = loose(start.training(Recipe(start.kinds[0])))
     assert first is not None and first.layers is not None
     before = first.layers()
