@@ -14,6 +14,7 @@ from torch import Tensor
 from hnf_offline.errors import UserError
 from hnf_offline.profile.batch import ReplayBatch
 from hnf_offline.profile.calibrated import settle_products
+from hnf_offline.profile.directions import logged_change_rows
 from hnf_offline.profile.exhaustion import halving, is_out_of_memory, let_go
 from hnf_offline.profile.finished import Finished
 from hnf_offline.profile.measure import measure_in_memory
@@ -119,6 +120,8 @@ def measure_checkpoint(
         dataclasses.replace(session.memory, rows=together),
         checkpoint.path,
     )
+    if any(row.quantity == "update.measured_change" for row in rows):
+        rows += logged_change_rows(logged_losses(run), checkpoint.step)
     return rows + replayed
 
 

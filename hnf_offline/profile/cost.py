@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hnf_offline.profile.directions import UPDATE_FORWARDS
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.run.model.loss import evaluate
@@ -55,7 +56,7 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
         passes += measured_layers(session, settings) * settings.traces * LAYER_FORWARDS / parts
     if with_state:
         spread = whole if parts > 1 else 0.0  # every training batch once more, for the range of S
-        passes += whole + spread + layers + 2 * WHOLE_FORWARDS
+        passes += whole + spread + layers + 3 * WHOLE_FORWARDS + UPDATE_FORWARDS
     return passes
 
 

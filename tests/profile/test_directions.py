@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from hnf_offline.profile.batch import ReplayBatch
 from hnf_offline.profile.directions import direction_rows, logged_change_rows
 from hnf_offline.profile.layer_curvature import exact_graph
 from hnf_offline.profile.metric import step_metric
+from hnf_offline.profile.run import profile_run
+from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
+from hnf_offline.run import open_run
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 from hnf_offline.run.model.layers import layers_of
 from hnf_offline.run.optimizer import OptimizerState, ParameterState
@@ -246,3 +250,33 @@ def test_logged_losses_on_either_side_of_the_update() -> None:
     assert (row.quantity, row.value, row.step) == ("update.logged_change", 0.5, 10)
     assert logged_change_rows(logged, 11) == []
     assert math.isnan(logged_change_rows({1: 1.0, 2: math.nan}, 0)[0].value)
+
+
+def test_the_table_holds_the_logged_change_beside_the_measured_one(tiny: Path, tmp_path: Path) -> None:
+    run = open_run(tiny)
+    table = profile_run(run, ProfileSettings(tier="stability"), tmp_path / "out").table
+    assert run.log is not None
+    loss = dict(run.log.rows.select("step", "loss").iter_rows())
+    changes = table.filter(table["quantity"] == "update.logged_change")
+    assert changes["step"].to_list() == [4, 8, 12, 16, 20]  # at 24 the log has ended
+    for step, value in changes.select("step", "value").iter_rows():
+        assert value == pytest.approx(loss[step + 2] - loss[step + 1])
+    gradients = profile_run(run, ProfileSettings(tier="gradient"), tmp_path / "gradients").table
+    assert not any(name.startswith("update.") for name in gradients["quantity"])
+
+
+SPIKY = Path(__file__).resolve().parents[2] / "sample_runs" / "spiky"
+
+
+@pytest.mark.skipif(not SPIKY.is_dir(), reason="not trained here: make sample-runs")
+def test_on_a_trained_run_of_one_batch_the_measured_change_is_the_logged_one(tmp_path: Path) -> None:
+    run = open_run(SPIKY)  # the steps of a spike and one far from any
+    settings = ProfileSettings(tier="stability", first_step=216, last_step=336, every=5)
+    table = profile_run(run, settings, tmp_path / "out").table
+    measured, logged = (
+        dict(table.filter(table["quantity"] == name).select("step", "value").iter_rows())
+        for name in ("update.measured_change", "update.logged_change")
+    )
+    assert len(measured) == 3 and measured.keys() == logged.keys()
+    for step, value in measured.items():
+        assert value == pytest.approx(logged[step], abs=1e-5)
