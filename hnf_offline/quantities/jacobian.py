@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OUTPUT_ERROR = 2.0**-8
 
 _MAPS = "every norm and MLP (16 tokens), attention and block (2 sequences of at most 128 tokens)"
+_CURVED = "every norm and MLP (16 tokens), attention and block (1 sequence of at most 128 tokens)"
 _FEW = "Looked at on a few tokens only"
 
 
@@ -112,7 +113,7 @@ def log_singular_spread(singular_values: Tensor) -> Tensor:
     formula="max over items of sup_{|w|=|v|=1} <w, D2f[v,v]>, from below",
     reference="alternating maximisation: De Lathauwer 2000; Kolda & Mayo 2011 (arXiv 1007.1267)",
     tier="full",
-    layers=_MAPS,
+    layers=_CURVED,
     over_batches="max",
     reading="How fast the layer's own Jacobian turns; 1 / this is the distance over which it may be taken as linear.",
     cannot="A lower bound, with no upper end: the supremum is NP-hard; uncertified where restarts disagree.",
@@ -132,7 +133,7 @@ def second_derivative_norm(second_derivative_norms: Tensor) -> Tensor:
     formula="kappa = 1/2 ||D2f||, from below",
     reference="hnf_paper.tex of thehalleyyoung/TorchType, definition of curvature",
     tier="full",
-    layers=_MAPS,
+    layers=_CURVED,
     over_batches="max",
     reading="The quadratic error per squared input error: |f(x+h) - f(x) - J h| <= kappa |h|^2 near x.",
     cannot="A lower bound. It is the map's curvature, not the loss's, and knows neither optimizer nor learning rate.",
@@ -172,7 +173,7 @@ def newton_curvature(second_derivative_norms: Tensor, smallest_singular_values: 
     formula="max over items of max(log2(s_1 |x| / e), 1/2 log2(kappa |x|^2 / e)), e = 2^-8 |f(x)|",
     reference="hnf_comprehensive.tex (thehalleyyoung/TorchType); its other version (D^2, factor 1/8) is not honest",
     tier="full",
-    layers=_MAPS,
+    layers=_CURVED,
     over_batches="max",
     reading="Bits of the input that the worst case needs for 8 good bits of the output; bfloat16 has 8, float16 11.",
     cannot="A worst case over directions, and from below; precision.output_error_bf16 is what really happens.",

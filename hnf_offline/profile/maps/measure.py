@@ -17,7 +17,12 @@ from hnf_offline.profile.maps.items import (
     sequence_items,
     token_items,
 )
-from hnf_offline.profile.maps.observe import observe_sequences, observe_softmax, observe_tokens
+from hnf_offline.profile.maps.observe import (
+    observe_curved,
+    observe_sequences,
+    observe_softmax,
+    observe_tokens,
+)
 from hnf_offline.profile.maps.rows import MapObservations, Place, rows_of
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
@@ -31,8 +36,9 @@ SEQUENCES, LENGTH = 2, 128
 def map_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
     """Measure every layer's map: norms, MLPs, attention, blocks, and every softmax over keys.
 
-    Two sequences of at most 128 tokens are replayed; maps of single tokens are looked at on 16 of these. What
-    cannot be measured is a row of `map.left_out`.
+    Two sequences of at most 128 tokens are replayed; maps of single tokens are looked at on 16 of these, second
+    derivatives of attention and blocks on the first sequence alone. What cannot be measured is a row of
+    `map.left_out`.
 
     Args:
         subject: module and rows.
@@ -49,12 +55,14 @@ def map_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
     name = f"{len(tokens)} x {tokens.shape[1]} tokens of {subject.name}"
     with differentiable(subject.module):
         captured = capture(subject.module, subject.layers, tokens, labels)
+        first = capture(subject.module, subject.layers, tokens[:1], None if labels is None else labels[:1])
+        alone = {call.path: call for call in first.calls}
         rows: list[Row] = []
         for call in captured.calls:
             depth = depth_within(subject.layers, call.path)
             place = Place(subject.step, call.path, call.kind, depth, name)
             try:
-                seen = _observed(call, len(tokens), settings.seed)
+                own = _observed(place, call, alone.get(call.path), len(tokens), settings.seed)
             except LeftOutError as error:
                 rows += _left_out(place, error.reason)
             except Exception as error:  # somebody else's module can fail in any way under second derivatives
@@ -63,7 +71,7 @@ def map_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
                     raise
                 rows += _left_out(place, NO_MEMORY if exhausted else NO_DERIVATIVE)
             else:
-                rows += rows_of(place, seen)
+                rows += own
     return rows + _softmax_rows(subject, captured, name) + _absent_rows(subject, captured, name)
 
 
@@ -86,10 +94,15 @@ def _left_out(place: Place, reason: int) -> list[Row]:
     return rows_of(place, MapObservations({"reason": torch.tensor([float(reason)])}))
 
 
-def _observed(call: Call, sequences: int, seed: int) -> MapObservations:
+def _observed(place: Place, call: Call, alone: Call | None, sequences: int, seed: int) -> list[Row]:
     if call.kind in {"norm", "mlp"}:
-        return observe_tokens(token_items(call), _nullity(call), seed)
-    return observe_sequences(sequence_items(call, sequences), seed)
+        return rows_of(place, observe_tokens(token_items(call), _nullity(call), seed))
+    seen, vectors = observe_sequences(sequence_items(call, sequences), seed)
+    rows = rows_of(place, seen)
+    if alone is not None:
+        curved = observe_curved(seen, sequence_items(alone, 1), vectors[:1], seed)
+        rows += rows_of(place, curved, of="second_derivative_norms")
+    return rows
 
 
 def _nullity(call: Call) -> int:

@@ -49,11 +49,16 @@ class MapObservations:
     from_below: frozenset[str] = frozenset()
 
 
-def rows_of(place: Place, seen: MapObservations) -> list[Row]:
+def rows_of(place: Place, seen: MapObservations, *, of: str | None = None) -> list[Row]:
     """Evaluate every quantity that can be computed from what was seen.
 
     Error bars: a lower bound has no upper end; a largest value lies between the one found and what it would be if
     the observations were off by their errors; a median's bar is the range over the items, errors included.
+
+    Args:
+        place: where it was seen.
+        seen: what was seen.
+        of: only quantities that need this observation.
 
     Returns:
         Rows of the tier `full`.
@@ -64,6 +69,8 @@ def rows_of(place: Place, seen: MapObservations) -> list[Row]:
     certified = {name: value.cpu() for name, value in seen.certified.items()}
     rows: list[Row] = []
     for entry in computable(frozenset(values), "full"):
+        if of is not None and of not in entry.inputs:
+            continue
         items = entry.function(**{name: values[name] for name in entry.inputs})
         value = _combined(entry, items)
         low, high = _bar(

@@ -174,7 +174,7 @@ def test_the_second_derivative_is_a_lower_bound_near_the_best_of_the_dense_tenso
         if row.kind not in {"block", "attention"}:
             continue
         best, frobenius = 0.0, 0.0
-        for sequence in tokens:
+        for sequence in tokens[:1]:
             function, point = through(seen.module, path, sequence[None])
             size = point.numel()
             tensor = torch.stack([
