@@ -7,6 +7,8 @@ residual connection has none of them unless it ends in such a map.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -133,7 +135,7 @@ def largest_over_rms(largest: Tensor, frobenius: Tensor, count: int) -> Tensor:
     Returns:
         [...].
     """
-    return largest * count**0.5 / frobenius
+    return largest * math.sqrt(count) / frobenius
 
 
 def log_spread(singular_values: Tensor, nullity: int) -> Tensor:

@@ -147,6 +147,10 @@ def second_derivative_norm(
     products from the v before; the value never falls. A climb ends when no item's value grows by more than
     `tolerance`, or after `iterations`.
 
+    How far below: LayerNorm and RMSNorm reach the supremum from any start tried; softmax can end on a local maximum,
+    and MLPs have many. On random MLPs (64 wide; GELU, tanh, gated SiLU; 8 tokens) 5 starts reach on average .94-.97 of
+    what 100 starts find (worst item .79), 20 starts .99-1.00 (worst .90); `together` makes 5 starts 2-4 times faster.
+
     Args:
         function: a twice differentiable map of independent items, [batch, ...] -> [batch, ...]. With `together` it
             has to take any leading size.
