@@ -17,16 +17,18 @@ import torch
 
 from hnf_offline.errors import UserError
 from hnf_offline.profile.derivatives import settle
+from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.measure import subject_of
+from hnf_offline.profile.memory import MemoryPlan
 from hnf_offline.profile.selection import selected
-from hnf_offline.profile.session import Session
+from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.shards import settings_key
 from hnf_offline.profile.suffix.blocks import CallOrder
 from hnf_offline.profile.suffix.calibration import Calibration
 from hnf_offline.run.formats import load_weights
 from hnf_offline.run.model.build import load_weights_into
-from hnf_offline.run.records import Run
+from hnf_offline.run.records import Checkpoint, Run
 
 _FILE = "products.json"
 
@@ -55,9 +57,16 @@ def settle_products(run: Run, session: Session, settings: ProfileSettings, folde
         except UserError:
             continue
         if all(bool(torch.isfinite(value).all()) for value in session.module.parameters()):
-            subject = subject_of(session, checkpoint.step, None, session.memory)
-            _write(folder / _FILE, key, settle(subject, settings))
+            _write(folder / _FILE, key, _settled(session, settings, checkpoint))
             return
+
+
+def _settled(session: Session, settings: ProfileSettings, checkpoint: Checkpoint) -> Calibration:
+    def work(memory: MemoryPlan) -> Calibration:
+        return settle(subject_of(session, checkpoint.step, None, memory), settings)
+
+    calibration, _ = halving(work, memory_now(session), checkpoint.path)
+    return calibration
 
 
 def _read(path: Path, key: str) -> Calibration | None:
