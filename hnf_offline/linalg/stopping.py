@@ -1,4 +1,15 @@
-"""When an extreme eigenvalue is known well enough. Torch-free."""
+"""When an extreme eigenvalue is known well enough. Torch-free.
+
+Measured on dense float64 blocks of two small GPTs in training (112 layer and step pairs, starts from the Ritz vector
+ten steps before and the whole model's, four noises each), the end looked for: `SCREEN` takes 3.5 products, 5.4 % of
+values are more than 1 % off; `STANDARD` 4.4 products and .9 %. Of certified values (70 % and 85 % of all) .6 % and .5 %
+are more than 1 % off, none more than 5 %. `CERTIFIED` (two noises) takes 12.6 products, and no certified value is more
+than .1 % off. Stopping already where residual^2/gap is a quarter of a percent saves one product in 400, so no rule
+does it.
+
+Starts that hardly meet the top eigenvector (500 planted, weight 1e-3): 227 values of `STANDARD` are more than 5 % off
+and 62 % of these are told as uncertain; of `CERTIFIED` none is more than 1 % off.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_zoom_passes_on_what_was_asked_and_writes_its_page(
 ) -> None:
     said = hnf(
         "zoom", tiny_run, "--from", 6, "--to", 18, "--every", 3, "--tier", "curvature", "--layers", "*mlp*",
-        "--twins", 2, "--device", "cpu", "--dtype", "float64", "--rows", 4,
+        "--twins", 2, "--device", "cpu", "--dtype", "float64", "--rows", 4, "--accuracy", "screen",
     )  # fmt: skip
     assert said.code == 0, said.err
     assert said.out.splitlines()[-1] == "reports/tiny-zoom-6-18/index.html"
@@ -66,6 +66,7 @@ def test_zoom_passes_on_what_was_asked_and_writes_its_page(
     assert (settings.tier, settings.layers, settings.device, settings.dtype, settings.rows, settings.every) == (
         "curvature", "*mlp*", "cpu", "float64", 4, 1,
     )  # fmt: skip
+    assert settings.accuracy == "screen"
     library.asked.pop("on_progress")
     assert library.asked == {
         "run": "tiny", "start": 6, "stop": 18, "every": 3, "model": None, "twins": 2,
