@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hnf_offline.profile.directions import UPDATE_FORWARDS
+from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.run.model.loss import evaluate
@@ -18,6 +19,9 @@ from hnf_offline.run.model.loss import evaluate
 #: model, and of one layer on average (only the part of the graph behind the layer is walked).
 WHOLE_PRODUCTS, LAYER_PRODUCTS = 9, 5
 WHOLE_FORWARDS, LAYER_FORWARDS = 5.0, 1.6
+#: The tier full: its layer maps, in forward passes of the short sequences they look at (measured on decoders of d = 64 to
+#: 256 on one CPU core: 1070, 780, 490, 340, falling with the width), and replays in the two reduced precisions.
+MAP_FORWARDS, PRECISION_FORWARDS = 600.0, 11.0
 
 
 def measured_layers(session: Session, settings: ProfileSettings) -> int:
@@ -54,6 +58,11 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     else:
         passes += whole + layers
         passes += measured_layers(session, settings) * settings.traces * LAYER_FORWARDS / parts
+    if tier >= TIERS.index("full"):
+        tokens = session.batch.tokens
+        passes += PRECISION_FORWARDS + MAP_FORWARDS * tokens[:SEQUENCES, :LENGTH].numel() / max(
+            1, tokens.numel()
+        )
     if with_state:
         spread = whole if parts > 1 else 0.0  # every training batch once more, for the range of S
         passes += whole + spread + layers + 3 * WHOLE_FORWARDS + UPDATE_FORWARDS
