@@ -19,8 +19,8 @@ from hnf_offline.run.model.loss import evaluate
 #: model, and of one layer on average (only the part of the graph behind the layer is walked).
 WHOLE_PRODUCTS, LAYER_PRODUCTS = 9, 5
 WHOLE_FORWARDS, LAYER_FORWARDS = 5.0, 1.6
-#: The tier full: its layer maps, in forward passes of the short sequences they look at (measured on decoders of d = 64 to
-#: 256 on one CPU core: 1070, 780, 490, 340, falling with the width), and replays in the two reduced precisions.
+#: The tier full: its layer maps, in forward passes of the short sequences they look at (measured on decoders of d = 64
+#: to 256 on one CPU core: 1070, 780, 490, 340, falling with the width), and replays in the two reduced precisions.
 MAP_FORWARDS, PRECISION_FORWARDS = 600.0, 11.0
 
 
