@@ -10,6 +10,7 @@ from benchmarks.curvature.problem import WHOLE, Answer, Found, Problem
 from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.stopping import ACCURACIES
 from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.memory import copies_together, saved_bytes
 from hnf_offline.profile.noise import Noise
 from hnf_offline.profile.spectra import layer_spectra, wants_exact, whole_spectra
 from hnf_offline.profile.subject import Subject
@@ -47,7 +48,11 @@ def ours(problem: Problem, accuracy: str, previous: Ours | None = None) -> Ours:
     batches = (MicroBatch(problem.tokens, None, 1.0),)
     layers = tuple(problem.layers.values())
     products = ProductChoice() if previous is None else previous.products
-    subject = Subject(0, problem.module, layers, None, batches, batches, "rows", products=products)
+    rows = len(problem.tokens)
+    copies = copies_together(saved_bytes(problem.module, problem.tokens[:1], None), rows, rows)
+    subject = Subject(
+        0, problem.module, layers, None, batches, batches, "rows", copies=copies, products=products
+    )
     hessian = whole_hessian(problem.module, batches, exact=wants_exact(subject, rule), keep_graphs=True)
     noise = Noise(0, torch.device("cpu"), torch.float32)
     whole = whole_spectra(subject, hessian, None, rule, noise, curvature=True)

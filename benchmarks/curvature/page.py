@@ -14,6 +14,7 @@ import torch
 from benchmarks.curvature.comparison import YARDSTICK, Comparison, Line
 from benchmarks.curvature.memory import ROWS, Memory
 from benchmarks.curvature.model import LENGTH, Size
+from benchmarks.curvature.reference import RESIDUAL
 from benchmarks.curvature.scaling import Point
 from benchmarks.curvature.timing import Spread
 
@@ -56,9 +57,11 @@ def percent(share: float) -> str:
     """Spell a share.
 
     Returns:
-        In per cent with two digits.
+        In per cent with two digits; no more than the reference can tell.
     """
-    return f"{100 * share:.2g} %"
+    if 0 < share < RESIDUAL:
+        return f"< {100 * RESIDUAL:.2g} %"
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:,.0f} %"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -80,9 +83,12 @@ def comparison(measured: Comparison) -> str:
     size = measured.size
     targets = measured.modules + 1
     repeats = measured.lines[0].forwards.repeats
+    told_repeats = (
+        "one repeat" if repeats == 1 else f"{repeats} repeats, each at another checkpoint: median (range)"
+    )
     told = (
         f"{size.name}, {LENGTH} tokens a row, {size.rows} rows, {measured.modules} layers and the whole model, trained "
-        f"to a loss of {measured.loss}; {repeats} repeats, each at another checkpoint: median (range). One gradient "
+        f"to a loss of {measured.loss}; {told_repeats}. One gradient "
         f"costs {number(measured.gradient, 1)} forwards."
     )
     head = ["tool", "products a target", "forwards", "seconds", "times ours"]

@@ -147,3 +147,6 @@ def test_a_figure_stands_with_its_range() -> None:
     assert page.number(Spread.of([200.0, 190.0, 1210.0])) == "200 (190-1,210)"
     assert page.number(Spread.of([7.25]), 1) == "7.2"
     assert page.percent(0.00123) == "0.12 %"
+    assert page.percent(2.34) == "234 %"
+    assert page.percent(0.0) == "0 %"
+    assert page.percent(1e-7) == "< 0.001 %"  # the reference is no better
