@@ -45,11 +45,14 @@ def softmax_spectrum(probabilities: Tensor, keys: Tensor) -> SoftmaxSpectrum:
     last = keys.long()[..., None] - 1
     lowest, before = ordered.gather(-1, last), ordered.gather(-1, last - 1)
     squares = ordered.square()
-    frobenius = squares.sum(-1) - 2 * (squares * ordered).sum(-1) + squares.sum(-1).square()
+    # Sums of positive terms only: of a saturated row, differences of sums near 1 would leave nothing.
+    others = torch.cat([ordered[..., 1:].sum(-1, keepdim=True), 1 - ordered[..., 1:]], dim=-1)
+    following = squares.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    frobenius = (squares * others.square()).sum(-1) + 2 * (squares[..., :-1] * following).sum(-1)
     return SoftmaxSpectrum(
         _root_between(ordered, ordered[..., 1:2], ordered[..., :1])[..., 0],
         _root_between(ordered, lowest, before)[..., 0],
-        (frobenius.clamp_min(0) / (keys - 1)).sqrt(),
+        (frobenius / (keys - 1)).sqrt(),
     )
 
 
