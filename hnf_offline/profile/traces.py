@@ -71,6 +71,9 @@ class ExactBlocks:
 def layer_trace_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
     """Estimate traces by exact products, on the rows that the layers' eigenvalues are of.
 
+    Differences of gradients would be cheaper, but their error does not average out over test vectors: up to 2 % of a
+    trace on the sample run that spikes, and 20 standard errors of the surest one.
+
     Returns:
         Rows as of `trace_rows`; none where the loss is not finite.
     """
