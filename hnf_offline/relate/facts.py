@@ -9,7 +9,8 @@ import numpy as np
 
 from hnf_offline.errors import spelled
 from hnf_offline.relate.series import column, points
-from hnf_offline.run.records import Log, ModelSource, Run
+from hnf_offline.run.assumed import assumed_state
+from hnf_offline.run.records import Log, Missing, ModelSource, Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ def run_facts(run: Run, profile: pl.DataFrame, gap: int | None, made: Mapping[st
         "parameters": int(parameters) if isinstance(parameters, int | float) else None,
         "optimizer": _optimizer(run, profile),
         "gap": gap,
-        "missing": [{"what": item.what, "cost": item.cost} for item in run.missing],
+        "missing": [{"what": item.what, "cost": _cost(item, run, profile)} for item in run.missing],
         "skipped": [
             {"path": spelled(item.path), "reason": spelled(item.reason), "remedy": item.remedy}
             for item in run.skipped
@@ -91,6 +92,32 @@ def log_facts(log: Log, run: Path) -> dict[str, Any]:
         "skipped_lines": log.skipped_lines,
         "restarts": list(log.restarts),
     }
+
+
+def _cost(item: Missing, run: Run, profile: pl.DataFrame) -> str:
+    """Say what a missing part cost; without optimizer state, what stands in for S and what does not.
+
+    Returns:
+        Some words.
+    """
+    without = [checkpoint.step for checkpoint in run.checkpoints if not checkpoint.optimizer_files]
+    if not item.what.startswith("no optimizer state") or not without or not profile.width:
+        return item.cost
+    steps, _ = points(profile, "hessian.stability_ratio")
+    if set(without) & {int(step) for step in steps}:
+        return "none to the stability ratio: that of SGD needs rates alone, and they are known"
+    _, values = points(profile, "estimate.stability_ratio")
+    values = values[np.isfinite(values)]
+    if values.size:
+        low, high = f"{values.min():.2g}", f"{values.max():.2g}"
+        return (
+            f"no stability ratio there; it is only estimated, at {low} to {high} (estimate.stability_ratio: "
+            "right within a factor of two as a rule, and no alarm or advice uses it)"
+        )
+    if run.model is None or run.batches is None or "gradient.norm" not in set(profile["quantity"]):
+        return item.cost
+    reason = assumed_state(run, (), without[-1])[1]
+    return f"{item.cost}; nor an estimate, since {reason}" if reason else item.cost
 
 
 def _model(model: ModelSource | None) -> str:

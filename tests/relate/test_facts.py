@@ -9,7 +9,16 @@ import pytest
 
 from hnf_offline.relate.facts import run_facts
 from hnf_offline.report import words
-from hnf_offline.run.records import Checkpoint, Log, LogSegment, ModelSource, OptimizerSettings, Run
+from hnf_offline.run.records import (
+    Batches,
+    Checkpoint,
+    Log,
+    LogSegment,
+    Missing,
+    ModelSource,
+    OptimizerSettings,
+    Run,
+)
 from hnf_offline.table import Row, table
 
 PATH = Path("runs/a")
@@ -111,3 +120,39 @@ def test_odd_betas_are_left_out(betas: object) -> None:
 def test_one_layer_is_one_layer() -> None:
     model = ModelSource("gpt", {"n_layer": 1, "n_embd": 28})
     assert facts(run(model=model))["model"] == "GPT, 1 layer, width 28"
+
+
+LOST = Missing("no optimizer state in 3 of 3 checkpoints", "no stability ratio there, only the raw curvature")
+
+
+def cost(of: Run, *rows: Row) -> str:
+    (told,) = facts(replace(of, missing=(LOST,)), table(rows))["missing"]
+    assert told["what"] == LOST.what
+    return told["cost"]
+
+
+def test_an_estimate_of_s_is_told_as_an_estimate_where_the_state_is_missing() -> None:
+    name = "estimate.stability_ratio"
+    rows = [
+        Row(10, "", "model", -1, name, 0.5, certified=False),
+        Row(20, "", "model", -1, name, 1.25, certified=False),
+    ]
+    told = cost(run(), *rows)
+    assert "only estimated, at 0.5 to 1.2" in told and "no alarm or advice uses it" in told
+
+
+def test_without_an_estimate_the_reason_is_told_once_the_run_was_replayed() -> None:
+    batches = Batches(PATH / "b.npz", "tokens", None, 4, 8)
+    replayed = run(model=ModelSource("gpt", {}), batches=batches)
+    gradient = Row(10, "", "model", -1, "gradient.norm", 1.0)
+    assert cost(replayed, gradient) == f"{LOST.cost}; nor an estimate, since " + (
+        "neither the log nor run.toml says the learning rate"
+    )
+    assert cost(run(), gradient) == LOST.cost
+    assert cost(replayed) == LOST.cost
+
+
+def test_sgd_lost_nothing_with_its_state() -> None:
+    assert cost(run(), Row(10, "", "model", -1, "hessian.stability_ratio", 0.4)).startswith(
+        "none to the stab"
+    )
