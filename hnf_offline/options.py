@@ -95,7 +95,7 @@ Traces = Annotated[
         "--traces",
         metavar="N",
         min=0,
-        help="Also the trace of every layer's curvature, N products each: 12 for its size, 24 for 5 to 10 %; "
+        help="Also the trace of every layer's curvature, N products each: 12 tell most to 15 %, 24 to 5 %; "
         "0 for none.",
     ),
 ]

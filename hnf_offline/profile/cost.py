@@ -19,6 +19,8 @@ from hnf_offline.run.model.loss import evaluate
 #: model, and of one layer on average (only the part of the graph behind the layer is walked).
 WHOLE_PRODUCTS, LAYER_PRODUCTS = 9, 5
 WHOLE_FORWARDS, LAYER_FORWARDS = 5.0, 1.6
+#: Exact products of the whole model for one spectral density (`densities.PROBES` times `densities.STEPS`).
+DENSITY_PRODUCTS = 160
 #: The tier full: its layer maps, in forward passes of the short sequences they look at (measured on decoders of d = 64
 #: to 256 on one CPU core: 1070, 780, 490, 340, falling with the width), and replays in the two reduced precisions.
 MAP_FORWARDS, PRECISION_FORWARDS = 600.0, 11.0
@@ -48,6 +50,8 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     """
     tier = TIERS.index(settings.tier)
     passes = 2.0 + (3.0 if tier >= TIERS.index("gradient") else 0.0)
+    if settings.density:
+        passes += DENSITY_PRODUCTS * WHOLE_FORWARDS * (2 if with_state else 1)
     if tier < TIERS.index("stability"):
         return passes
     parts = len(session.training_batches)

@@ -14,8 +14,9 @@ from polars.testing import assert_frame_equal
 from hnf_offline.errors import InputError
 from hnf_offline.linalg.density import spectral_density
 from hnf_offline.pipeline import measure
-from hnf_offline.profile import ProfileSettings
+from hnf_offline.profile import ProfileSettings, plan
 from hnf_offline.profile import densities as measuring
+from hnf_offline.profile.cost import DENSITY_PRODUCTS, WHOLE_FORWARDS
 from hnf_offline.profile.densities import (
     NODES,
     densities_in,
@@ -105,6 +106,15 @@ def test_an_operator_that_is_not_finite_leaves_a_finding() -> None:
     (row,) = density_rows(nodes)
     assert row.quantity == "hessian.negative_share"
     assert math.isnan(row.value) and not row.certified and row.low is None
+
+
+def test_a_plan_counts_the_products(tiny: Path, tmp_path: Path) -> None:
+    run = open_run(tiny)
+    with_it, without = (
+        plan(run, replace(LAST, tier="gradient", density=asked), tmp_path).forwards for asked in (True, False)
+    )
+    assert measuring.PROBES * measuring.STEPS == DENSITY_PRODUCTS
+    assert with_it - without == pytest.approx(2 * DENSITY_PRODUCTS * WHOLE_FORWARDS)
 
 
 def test_formulas_of_the_shares() -> None:
