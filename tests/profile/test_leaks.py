@@ -1,0 +1,47 @@
+"""Memory over a long run, in the gradient tier: of a checkpoint little more than its rows of the table stays."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hnf_offline.profile import ProfileSettings, profile_run
+from hnf_offline.profile.settings import Progress
+from hnf_offline.run import open_run
+
+#: What may stay of a checkpoint: its rows of the table, until the whole table is written.
+KEPT_KB = 64.0
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_kb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the system does not list its memory as a file"
+)
+def test_the_memory_of_a_hundred_checkpoints_is_that_of_twenty(
+    record_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = open_run(record_run(tmp_path / "long", every=1, steps=100))
+    assert len(run.checkpoints) == 100
+    measured: list[float] = []
+
+    def note(progress: Progress) -> None:
+        if not progress.part and progress.seconds:
+            gc.collect()
+            measured.append(resident_kb())
+
+    profile_run(run, ProfileSettings("gradient", rows=4, device="cpu"), tmp_path / "out", on_progress=note)
+    assert len(measured) == 100
+    settled = measured[20:]
+    slope = float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
+    print(f"{slope:.1f} kB a checkpoint, {measured[0]:.0f} -> {measured[20]:.0f} -> {measured[-1]:.0f} kB")
+    assert slope < KEPT_KB
