@@ -15,6 +15,7 @@ from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, step_metric
 from hnf_offline.profile.noise import Noise
+from hnf_offline.profile.rounding import without_rounding
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.spectra import (
     LayerSpectra,
@@ -49,6 +50,9 @@ def derivative_rows(
     if not stability or not bool(torch.isfinite(hessian.loss)):
         return rows
     metric = None if subject.optimizer is None else step_metric(subject.optimizer, hessian.gradients)
+    state = None if subject.optimizer is None else adam_tensors(subject.optimizer, hessian.gradients)
+    if metric is not None and state is not None:
+        metric = without_rounding(metric, state["second_moment"], hessian.gradients)
     noise = Noise(settings.seed, hessian.loss.device, next(module.parameters()).dtype)
     whole = whole_spectra(subject, hessian, metric, rule, noise, curvature=curvature)
     if whole.raw is not None:
