@@ -37,8 +37,9 @@ def estimated_second_moment(mean_square: Tensor, scale: Tensor | float) -> Tenso
     tier="stability",
     layers="the whole model, where Adam's state was not saved",
     reading="Stands for hessian.stability_ratio where that cannot be known. Read its course, not whether it passes 1.",
-    cannot="Whether S passes 1. Neglects how the gradient's shape changed over the second moment's memory, and "
-    "clipping that run.toml does not say. States hidden on the sample runs: estimate / S has median 1.37 (quartiles 1.19-1.62, "
+    cannot="Whether S passes 1. Neglects how the gradient's shape changed over its memory, and "
+    "clipping that run.toml does not say. States hidden on the sample runs: estimate / S has median 1.37 "
+    "(quartiles 1.19-1.62, "
     "range .55-5.9, rank correlation .76, n = 67) on spiky, 2.35 (1.95-3.86, .62-6.0, .22, n = 23) on steady; it was "
     "above 1 at 64 of 90 checkpoints, S at 15. On a Llama trained on minibatches .70-.98 (n = 4). The replayed "
     "gradient alone, without logged norms, was 380 times too high.",
