@@ -28,10 +28,9 @@ _SAO = "Sao 2026, Ghosts of softmax (arXiv 2603.13552)"
     layers=_WHOLE,
     bands=(1.0, 2.0),
     reading="Below 1 the next update overshoots: the replayed loss rises on its way. 0: the update points uphill.",
-    cannot="It does not warn: on the sample run spiky it stood at 7-64 one checkpoint before three of the spikes, with "
-    "S near 1, since the update does not yet point along the sharp direction. A rise of the replayed rows, not of the "
-    "next batch; one that is over within a factor of two is not seen; clipping is left out; searched from 1/64 to 64 "
-    "(then a bound, not certified).",
+    cannot="It does not warn early: before the five spikes of the sample run spiky it was 2-53 at 14-20 steps, with S "
+    "at .94-1.04, and .6-1.5 at 2-8 steps. A rise of the replayed rows, not of the next batch; one that is over "
+    "within a factor of two is not seen; clipping is left out; searched from 1/64 to 64 (then a bound, not certified).",
 )
 def critical_multiple(first_rise: FirstRise) -> float:
     """How many times the next update could be as long before the replayed loss rises.
