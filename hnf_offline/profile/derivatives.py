@@ -44,7 +44,7 @@ def derivative_rows(
     """
     module = subject.module
     rule = _rule(settings)
-    exact = stability and wants_exact(subject, rule)
+    exact = stability and (wants_exact(subject, rule) or subject.optimizer is not None)
     hessian = whole_hessian(module, subject.batches, exact=exact, keep_graphs=subject.keep_graphs)
     rows = _gradient_rows(subject, hessian) + _learning_rate_rows(subject)
     if not stability or not bool(torch.isfinite(hessian.loss)):
