@@ -7,11 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
 from hnf_offline.detect.spikes import find_spikes
+from hnf_offline.profile.run import profile_run
+from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.run import load_optimizer, load_rows, load_weights, match_optimizer, open_run
 from hnf_offline.run.model.build import build_model, load_weights_into
 from hnf_offline.run.model.loss import evaluate
@@ -157,3 +160,13 @@ def test_the_rate_follows_the_recipe(name: str, maker: ModuleType) -> None:
     expected = [maker.rate(recipe, step) for step in range(1, recipe.steps + 1)]
     assert log.rows["learning_rate"].to_list() == pytest.approx(expected, rel=1e-7)
     assert max(expected) == recipe.learning_rate
+
+
+@pytest.mark.parametrize("accuracy", ["screen", "standard"])
+def test_a_run_that_hovers_at_the_edge_stays_there_at_every_accuracy(tmp_path: Path, accuracy: str) -> None:
+    # Here gradients are small and the step metric is large: differences of gradients gave S of 2 to 8.
+    settings = ProfileSettings(tier="stability", accuracy=accuracy, first_step=624, last_step=720, every=2)
+    table = profile_run(run_of("steady"), settings, tmp_path).table
+    found = table.filter(pl.col("quantity") == "hessian.stability_ratio")["value"].to_list()
+    assert len(found) >= 2
+    assert all(0.85 <= value <= 1.1 for value in found), found

@@ -79,11 +79,7 @@ def exact_graph(
 
 
 class LayerProducts:
-    """Products of layers' blocks on some micro-batches, by whatever the calibration says.
-
-    Attributes:
-        products: products made so far.
-    """
+    """Products of layers' blocks on some micro-batches, by whatever the calibration says."""
 
     def __init__(
         self,
@@ -105,17 +101,11 @@ class LayerProducts:
             copies: changed copies of a micro-batch that may go through the model together.
             keep_graphs: whether graphs of second derivatives of all micro-batches fit into memory together.
         """
-        self.products = 0
         self._module, self._batches, self._keep = module, batches, keep_graphs
         self._calibration = calibration
         self._gradients, self._copies = hessian.gradients, copies
         self._suffix: SuffixProducts | None = None
         self._graph = hessian if isinstance(hessian, HessianGraph) else None
-
-    @property
-    def passes(self) -> float:
-        """Forward passes spent by differences."""
-        return 0.0 if self._suffix is None else self._suffix.passes
 
     def groups(self, layers: Sequence[Layer]) -> list[tuple[float, list[Layer]]]:
         """Put together the layers that share passes, or that lie in one block where products are exact.
@@ -140,7 +130,6 @@ class LayerProducts:
         Returns:
             One [size of its layer] product a layer.
         """
-        self.products += len(layers)
         if layers[0].path in self._calibration.exact:
             graph = self._exact()
             return [graph.block(layer.parts)(vector) for layer, vector in zip(layers, vectors, strict=True)]

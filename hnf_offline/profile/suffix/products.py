@@ -42,8 +42,6 @@ class SuffixProducts:
 
     Attributes:
         order: the blocks of the module.
-        passes: forward passes of all rows spent so far, backward passes counted as long as forward passes; restarts
-            by the share of the blocks that they run through.
     """
 
     def __init__(
@@ -68,7 +66,6 @@ class SuffixProducts:
             ValueError: if the precision does not allow differences.
         """
         self.order = order
-        self.passes = 0.0
         self._module = module
         self._parameters = {name: value.detach() for name, value in module.named_parameters()}
         self._usual = RELATIVE_STEP.get(next(iter(self._parameters.values())).dtype, 0.0)
@@ -77,7 +74,6 @@ class SuffixProducts:
         self._copies = 1 if order.couples_rows else max(1, copies)
         self._restarts = [Restart(module, order, batch) for batch in batches]
         self._weights = [batch.weight for batch in batches]
-        self.passes += 1.0
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         """Multiply.
@@ -135,7 +131,6 @@ class SuffixProducts:
                 for one in leaves
             ]
             loss = restart.loss_behind(block, outputs)
-        self.passes += 2 * len(shifted) * (1 - block / max(1, len(self.order.blocks))) / len(self._restarts)
         return _gradients(loss, leaves)
 
     def _one_by_one(
@@ -147,8 +142,7 @@ class SuffixProducts:
             leaves = {name: value.detach().requires_grad_() for name, value in one.items()}
             with _frozen(self._module):
                 loss = restart.loss_with(skip, leaves)
-            self.passes += 2 * (1 - skip / (len(self.order.blocks) + 1)) / len(self._restarts)
-            found += _gradients(loss, [leaves])
+                found += _gradients(loss, [leaves])
         return found
 
 
