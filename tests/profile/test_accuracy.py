@@ -51,7 +51,7 @@ def measured(name: str, age: str, accuracy: str) -> tuple[list[Row], list[Judged
 
 
 def not_yet_at_standard(accuracy: str, request: pytest.FixtureRequest) -> None:
-    """At accuracy standard, 3 of 804 ends are certified and more than 5 % off: plateaus that only a fresh start sees."""
+    """At standard, 3 of 804 ends are certified and more than 5 % off: plateaus that only a fresh start sees."""
     if accuracy == "standard":
         reason = "a plateau below the top eigenvalue is certified now and then"
         request.applymarker(pytest.mark.xfail(reason=reason))
