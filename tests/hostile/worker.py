@@ -145,19 +145,21 @@ def one_case(
     Path("/proc/self/clear_refs").write_text("5")
     # What computes too long is ended by the processor's clock, which other work on the machine does not move; what
     # waits for something that never comes is ended by the wall's.
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)
-    signal.setitimer(signal.ITIMER_PROF, LIMIT)
-    computed = time.process_time()
-    try:
-        with watch.over(run, room, marker):
+    # The guard's own walks over the run are on neither.
+    seconds = 0.0
+    with watch.over(run, room, marker):
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        computed = time.process_time()
+        try:
             if arguments:
                 outcome, _, _ = examine.command_line(arguments)
             else:
                 outcome = examine.library(target)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        faulthandler.cancel_dump_traceback_later()
-    seconds = time.process_time() - computed
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            faulthandler.cancel_dump_traceback_later()
+            seconds = time.process_time() - computed
     problems = [*outcome.problems, *watch.problems]
     problems += examine.page_problems(room, scripts) if arguments else []
     peak = (_memory("VmHWM") - rests) / 2**10
