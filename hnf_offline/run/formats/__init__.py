@@ -73,6 +73,7 @@ def find(path: Path, glob: str | None = None) -> tuple[list[Checkpoint], list[Sk
     found: list[Checkpoint] = []
     skipped: list[Skipped] = []
     seen: set[Path] = set()
+    real_folders: dict[Path, Path] = {}
     claimed: set[Path] = set()
     unknown: list[Skipped] = []
     entries = _matching(path, glob) if glob is not None else _entries(path)
@@ -86,11 +87,8 @@ def find(path: Path, glob: str | None = None) -> tuple[list[Checkpoint], list[Sk
         outward |= {link: Skipped(link, OUTWARD, OUTWARD_REMEDY, checkpoint=True) for link in links}
         if links:
             continue
-        try:
-            real = entry.resolve()
-        except (OSError, RuntimeError):  # a link that leads to itself
-            continue
-        if real in seen:
+        real = _real(entry, real_folders)
+        if real is None or real in seen:
             continue
         checkpoint = _recognise(entry, path, skipped)
         if checkpoint is None:
@@ -200,6 +198,18 @@ def _entries(root: Path) -> Iterator[Path]:
     yield root
     if root.is_dir():
         yield from walk(root, 1)
+
+
+def _real(entry: Path, real_folders: dict[Path, Path]) -> Path | None:
+    # Without its links, None where a link leads to itself; a folder is resolved once, however many files it has.
+    try:
+        if entry.is_symlink() or entry.name in {"", ".."}:
+            return entry.resolve()
+        if entry.parent not in real_folders:
+            real_folders[entry.parent] = entry.parent.resolve()
+    except (OSError, RuntimeError):
+        return None
+    return real_folders[entry.parent] / entry.name
 
 
 def _recognise(entry: Path, root: Path, skipped: list[Skipped]) -> list[Checkpoint] | None:
