@@ -130,24 +130,56 @@ class HessianGraph:
         Returns:
             The product restricted to the same parameters, by name.
         """
-        names = list(vectors)
-        result = {name: torch.zeros_like(self._parameters[name]) for name in names}
+        return self.products([vectors])[0]
+
+    def products(self, requests: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Multiply the Hessian by several vectors; where graphs are not kept, one is built a micro-batch for all.
+
+        Args:
+            requests: vectors by parameter name, each zero outside the parameters that it names.
+
+        Returns:
+            One product a request, restricted to the parameters that the request names.
+        """
+        results: list[dict[str, Tensor]] = [{} for _ in requests]
         for position, weight in enumerate(self._weights):
             graph = self._graphs[position] if self._keep else self._differentiate(self._losses[position])[1]
-            # A gradient that does not depend on the parameters (a linear loss) has no graph and no curvature.
-            curved = [name for name in names if graph[name].requires_grad]
-            if not curved:
-                continue
-            products = torch.autograd.grad(
-                [graph[name] for name in curved],
-                [self._parameters[name] for name in names],
-                grad_outputs=[vectors[name] for name in curved],
-                retain_graph=self._keep,
-                materialize_grads=True,
+            for number, (vectors, result) in enumerate(zip(requests, results, strict=True)):
+                last = number + 1 == len(requests)
+                self._add(result, graph, vectors, weight, retain=self._keep or not last)
+            del graph  # before the next one is built
+        return results
+
+    def _add(
+        self,
+        result: dict[str, Tensor],
+        graph: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor],
+        weight: float,
+        *,
+        retain: bool,
+    ) -> None:
+        # A gradient that does not depend on the parameters (a linear loss) has no graph and no curvature.
+        curved = [name for name in vectors if graph[name].requires_grad]
+        products: list[Tensor | None] = [None] * len(vectors)
+        if curved:
+            products = list(
+                torch.autograd.grad(
+                    [graph[name] for name in curved],
+                    [self._parameters[name] for name in vectors],
+                    grad_outputs=[vectors[name] for name in curved],
+                    retain_graph=retain,
+                    allow_unused=True,
+                )
             )
-            for name, product in zip(names, products, strict=True):
-                result[name] += weight * product
-        return result
+        for place, name in enumerate(vectors):
+            product = products[place]
+            products[place] = None  # a large model has no room for two of everything
+            if name not in result:
+                own = self._parameters[name]
+                result[name] = torch.zeros_like(own) if product is None else product * weight
+            elif product is not None:
+                result[name].add_(product, alpha=weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +218,11 @@ class Block:
         """
         return torch.cat([part.gather(tensors[part.parameter]) for part in self.parts])
 
-    def __call__(self, vector: Tensor) -> Tensor:
-        """Multiply the block by a vector.
+    def placed(self, vector: Tensor) -> dict[str, Tensor]:
+        """Lay a flat vector out in tensors shaped as the parameters, zero elsewhere.
 
         Returns:
-            [dimension].
+            By parameter name.
         """
         vectors: dict[str, Tensor] = {}
         for part, piece in zip(self.parts, self.split(vector), strict=True):
@@ -199,4 +231,32 @@ class Block:
             vectors[part.parameter] = (
                 vectors[part.parameter] + placed if part.parameter in vectors else placed
             )
-        return self.flatten(self.hessian.product(vectors))
+        return vectors
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Multiply the block by a vector.
+
+        Returns:
+            [dimension].
+        """
+        return self.flatten(self.hessian.product(self.placed(vector)))
+
+
+def block_products(
+    hessian: HessianGraph, blocks: Sequence[Sequence[Part]], vectors: Sequence[Tensor]
+) -> list[Tensor]:
+    """Multiply several diagonal blocks, each by its vector, on graphs that they share.
+
+    Args:
+        hessian: the whole.
+        blocks: the parts of each block.
+        vectors: [dimension of its block] each.
+
+    Returns:
+        One [dimension of its block] product a block.
+    """
+    operators = [hessian.block(parts) for parts in blocks]
+    products = hessian.products([
+        operator.placed(vector) for operator, vector in zip(operators, vectors, strict=True)
+    ])
+    return [operator.flatten(product) for operator, product in zip(operators, products, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hnf_offline.linalg.hessian import HessianGraph, Part
+from hnf_offline.linalg.hessian import HessianGraph, Part, block_products
 from hnf_offline.linalg.operator import Scaled, dense
 
 
@@ -76,3 +76,31 @@ def test_a_linear_loss_has_no_curvature():
     graph = HessianGraph([weight.sum], [1.0], {"w": weight, "u": unused})
     product = graph.block([Part("w", (3,)), Part("u", (2,))])(torch.ones(5, dtype=torch.float64))
     assert product.tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_blocks_that_share_their_graphs_are_those_of_the_dense_hessian(keep):
+    parameters, loss, exact = small_problem()
+    graph = HessianGraph([loss(slice(0, 4)), loss(slice(4, 10))], [0.4, 0.6], parameters, keep=keep)
+    rows = torch.tensor([4, 5, 6, 7])
+    blocks = [[Part("b", (2, 3))], [Part("a", (3, 4), rows)], [Part("a", (3, 4)), Part("b", (2, 3))]]
+    places = [torch.arange(12, 18), rows, torch.arange(18)]
+    vectors = [torch.linspace(-1, 2, len(place), dtype=torch.float64) for place in places]
+    for product, place, vector in zip(block_products(graph, blocks, vectors), places, vectors, strict=True):
+        torch.testing.assert_close(product, exact[place][:, place] @ vector, rtol=1e-12, atol=1e-12)
+
+
+def test_a_graph_that_is_not_kept_is_built_once_for_all_products_of_a_round():
+    parameters, loss, _ = small_problem()
+    evaluated = []
+
+    def counted():
+        evaluated.append(1)
+        return loss(slice(0, 10))()
+
+    graph = HessianGraph([counted], [1.0], parameters, keep=False)
+    evaluated.clear()
+    blocks = [[Part("b", (2, 3))], [Part("a", (3, 4))]]
+    vectors = [torch.ones(6, dtype=torch.float64), torch.ones(12, dtype=torch.float64)]
+    block_products(graph, blocks, vectors)
+    assert len(evaluated) == 1
