@@ -7,7 +7,7 @@ Layers of one block go through the model together (`suffix`), their Lanczos proc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hnf_offline.linalg.differences import GradientDifferences
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
-from hnf_offline.linalg.hessian import HessianGraph
+from hnf_offline.linalg.hessian import HessianGraph, block_products
 from hnf_offline.linalg.lockstep import Problem, extremes_together
 from hnf_offline.linalg.stopping import StopRule
 from hnf_offline.profile.batch import MicroBatch
@@ -29,6 +29,10 @@ from hnf_offline.run.model.loss import evaluate
 
 #: Called as on_part(problems solved, problems in all, share of the work that is behind).
 OnPart = Callable[[int, int, float], None]
+#: Products of the problems with these numbers, each with its vector.
+Multiply = Callable[[Sequence[int], Sequence[Tensor]], Sequence[Tensor]]
+#: Products that a layer takes as a rule, to say how far a group is; what is left of it at least when they are done.
+_USUAL_PRODUCTS, _LEAST_LEFT = 5, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class LayerProducts:
         *,
         copies: int,
         keep_graphs: bool = True,
+        lot_bytes: int = 0,
     ) -> None:
         """Take the Hessian of all parameters on these rows: its gradient, and its graph where it has one.
 
@@ -100,8 +105,11 @@ class LayerProducts:
             calibration: of this module.
             copies: changed copies of a micro-batch that may go through the model together.
             keep_graphs: whether graphs of second derivatives of all micro-batches fit into memory together.
+            lot_bytes: where they do not: layers of so many bytes of parameters may share each graph that is built,
+                since the vectors of all of them are held then.
         """
         self._module, self._batches, self._keep = module, batches, keep_graphs
+        self._lot_bytes = lot_bytes
         self._calibration = calibration
         self._gradients, self._copies = hessian.gradients, copies
         self._suffix: SuffixProducts | None = None
@@ -119,10 +127,20 @@ class LayerProducts:
             exact = layer.path in self._calibration.exact
             key = exact, order.stage(layer), order.block_of(layer) is not None
             found.setdefault(key, []).append(layer)
-        return [
-            (1 - stage / (len(order.blocks) + 1), found[exact, stage, inside])
-            for exact, stage, inside in sorted(found, reverse=True)
-        ]
+        groups: list[tuple[float, list[Layer]]] = []
+        lot = 0  # bytes of the last group where others may join it
+        for exact, stage, inside in sorted(found, reverse=True):
+            share, group = 1 - stage / (len(order.blocks) + 1), found[exact, stage, inside]
+            size = sum(bytes_of(layer, self._gradients) for layer in group)
+            if exact and not self._keep and lot and lot + size <= self._lot_bytes:
+                before, joined = groups[-1]
+                total = len(joined) + len(group)
+                groups[-1] = (before * len(joined) + share * len(group)) / total, joined + group
+                lot += size
+            else:
+                groups.append((share, group))
+                lot = size if exact else 0
+        return groups
 
     def __call__(self, layers: Sequence[Layer], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Multiply the blocks of some layers of one group, each by its vector.
@@ -131,8 +149,7 @@ class LayerProducts:
             One [size of its layer] product a layer.
         """
         if layers[0].path in self._calibration.exact:
-            graph = self._exact()
-            return [graph.block(layer.parts)(vector) for layer, vector in zip(layers, vectors, strict=True)]
+            return block_products(self._exact(), [layer.parts for layer in layers], vectors)
         steps = self._calibration.steps
         if self._suffix is None:
             self._suffix = SuffixProducts(
@@ -149,6 +166,19 @@ class LayerProducts:
         return self._graph
 
 
+def bytes_of(layer: Layer, like: Mapping[str, Tensor]) -> int:
+    """Give the size of one vector of a layer.
+
+    Args:
+        layer: the layer.
+        like: tensors in the dtype of its parameters, by parameter name.
+
+    Returns:
+        Bytes.
+    """
+    return sum(part.size * like[part.parameter].element_size() for part in layer.parts)
+
+
 def layer_extremes(
     products: LayerProducts,
     problems: Sequence[LayerProblem],
@@ -163,7 +193,7 @@ def layer_extremes(
         products: of the module.
         problems: a layer may occur more than once.
         calibration: of the products.
-        on_part: called after every group.
+        on_part: called after every round of products.
 
     Returns:
         One result a problem, in their order.
@@ -181,8 +211,14 @@ def layer_extremes(
         ) -> list[Tensor]:
             return products([problems[numbers[place]].layer for place in active], vectors)
 
+        def tell(
+            finished: int, part: float, before: float = behind, cost: float = share * len(group)
+        ) -> None:
+            if on_part is not None:
+                on_part(len(results) + finished, len(problems), (before + part * cost) / total)
+
         solved = extremes_together(
-            multiply,
+            _telling(multiply, len(numbers), tell),
             [
                 Problem(
                     problems[number].start,
@@ -199,6 +235,21 @@ def layer_extremes(
         if on_part is not None:
             on_part(len(results), len(problems), behind / total)
     return [results[number] for number in range(len(problems))]
+
+
+def _telling(multiply: Multiply, problems: int, tell: Callable[[int, float], None]) -> Multiply:
+    """Tell after every round of products how many problems are finished, and which part of all is behind."""
+    rounds = 0
+
+    def told(active: Sequence[int], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+        nonlocal rounds
+        images = multiply(active, vectors)
+        rounds += 1
+        left = max(_LEAST_LEFT, 1 - rounds / _USUAL_PRODUCTS) * len(active) / problems
+        tell(problems - len(active), 1 - left)
+        return images
+
+    return told
 
 
 def with_product_error(extremes: Extremes, calibration: Calibration, layer: Layer) -> Extremes:

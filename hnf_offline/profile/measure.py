@@ -100,6 +100,7 @@ def subject_of(session: Session, step: int, state: OptimizerState | None, memory
         tuple(batch.cut(memory.rows, session.device) for batch in several),
         session.training_batches[0].name,
         memory.keep_graphs,
+        memory.lot_bytes,
         copies_together(session.row_bytes, memory.rows, len(session.training_batches[0].tokens)),
         session.products,
     )

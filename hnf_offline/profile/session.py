@@ -45,7 +45,8 @@ class Session:
         source: the batch file, for the rows of single steps.
         memory: how the rows are cut.
         identity: what the settings' key needs to know of model and rows.
-        row_bytes: what one row keeps in an ordinary forward pass; 0 where that is not known.
+        row_bytes: what one row keeps in a forward pass under the math kernel; 0 where that is not known.
+        ordinary_bytes: what it keeps in training, under whatever kernel that takes.
         sharing: processes that share the free memory of the device.
         products: how the layers' Hessian products are made, found out once.
     """
@@ -59,6 +60,7 @@ class Session:
     memory: MemoryPlan
     identity: tuple[str, ...]
     row_bytes: int = 0
+    ordinary_bytes: int = 0
     sharing: int = 1
     products: ProductChoice = field(default_factory=ProductChoice)
 
@@ -139,10 +141,16 @@ def open_session(
         if len(rows) < batches.rows
         else f"all {len(rows)} rows of {batches.path.name}",
     )
-    row_bytes = _bytes_of_a_row(
+    row_bytes, ordinary_bytes = _bytes_of_a_row(
         module, tokens[:1].to(device), None if labels is None else labels[:1].to(device), batches
     )
-    memory = plan_memory(row_bytes, len(rows), bytes_of_parameters(module), free_bytes(device) // sharing)
+    memory = plan_memory(
+        row_bytes,
+        len(rows),
+        bytes_of_parameters(module),
+        free_bytes(device) // sharing,
+        ordinary_bytes=ordinary_bytes,
+    )
     shape = json.dumps([[name, list(value.shape)] for name, value in module.named_parameters()])
     model = hashlib.blake2b(
         (
@@ -159,7 +167,17 @@ def open_session(
         *(one.digest for one in training_batches),
     )
     return Session(
-        device, module, layers, batch, training_batches, batches, memory, identity, row_bytes, sharing
+        device,
+        module,
+        layers,
+        batch,
+        training_batches,
+        batches,
+        memory,
+        identity,
+        row_bytes,
+        ordinary_bytes,
+        sharing,
     )
 
 
@@ -187,6 +205,7 @@ def memory_now(session: Session) -> MemoryPlan:
         len(session.batch.tokens),
         bytes_of_parameters(session.module),
         free_bytes(session.device) // session.sharing,
+        ordinary_bytes=session.ordinary_bytes,
     )
 
 
@@ -199,10 +218,12 @@ def _most_parameters(run: Run) -> int:
     return 2 * max(sizes, default=0) + _SMALL_MODEL
 
 
-def _bytes_of_a_row(module: nn.Module, tokens: Tensor, labels: Tensor | None, batches: Batches) -> int:
+def _bytes_of_a_row(
+    module: nn.Module, tokens: Tensor, labels: Tensor | None, batches: Batches
+) -> tuple[int, int]:
     # The first time that model and batches meet.
     try:
-        return saved_bytes(module, tokens, labels)
+        return saved_bytes(module, tokens, labels), saved_bytes(module, tokens, labels, plain=False)
     except UserError:
         raise
     except torch.OutOfMemoryError as error:

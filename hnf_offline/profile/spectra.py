@@ -119,10 +119,10 @@ def whole_spectra(
     if metric is None:
         return WholeSpectra(raw, None, None)
     root = whole.flatten(metric).sqrt()
-    one_end = replace(rule, both_ends=False)
+    one_end = replace(rule, ends="largest")
     scaled = _solve(Scaled(whole, root), start, one_end, noise)
     if curvature and not rule.fresh and scaled.largest.value >= ALARMED:
-        scaled = _solve(Scaled(whole, root), scaled.vector, replace(CERTIFIED, both_ends=False), noise)
+        scaled = _solve(Scaled(whole, root), scaled.vector, replace(CERTIFIED, ends="largest"), noise)
     found: list[float] = []
     for batches in subject.training_batches if len(subject.training_batches) > 1 else ():
         part = whole_hessian(subject.module, batches, exact=True, keep_graphs=subject.keep_graphs)
@@ -166,13 +166,16 @@ def layer_spectra(
     calibration = settled_products(subject, noise, exact=exact)
     # A difference is taken from a gradient that came the same way, by the same kernels.
     differed = hessian if exact else whole_hessian(subject.module, batches, exact=False, keep_graphs=False)
-    products = LayerProducts(
-        subject.module, batches, differed, calibration, copies=subject.copies, keep_graphs=subject.keep_graphs
+    made = partial(
+        LayerProducts,
+        subject.module,
+        batches,
+        keep_graphs=subject.keep_graphs,
+        lot_bytes=subject.lot_bytes,
     )
+    products = made(differed, calibration, copies=subject.copies)
     certain = all_exact(calibration.order, subject.layers)
-    exact_products = LayerProducts(
-        subject.module, batches, hessian, certain, copies=1, keep_graphs=subject.keep_graphs
-    )
+    exact_products = made(hessian, certain, copies=1)
     chosen = [
         (layer, span)
         for layer, span in spans(subject.layers)
@@ -186,10 +189,14 @@ def layer_spectra(
         if metric is not None and whole.scaled is not None:
             root = hessian.block(layer.parts).flatten(metric).sqrt()
             start = start_vector(own, whole.scaled.vector[span])
-            scaled.append(LayerProblem(layer, start, replace(rule, both_ends=False), root, fresh))
-    share = len(raw) / (len(raw) + len(scaled))
-    of_raw = layer_extremes(products, raw, calibration, _teller(subject, len(chosen), 0.0, share))
-    ratios = layer_extremes(exact_products, scaled, certain, _teller(subject, len(chosen), share, 1.0))
+            scaled.append(LayerProblem(layer, start, replace(rule, ends="largest"), root, fresh))
+    if exact:  # the two share graphs, where these are not kept
+        both = layer_extremes(exact_products, raw + scaled, certain, _teller(subject, len(chosen), 0.0, 1.0))
+        of_raw, ratios = both[: len(raw)], both[len(raw) :]
+    else:
+        share = len(raw) / (len(raw) + len(scaled))
+        of_raw = layer_extremes(products, raw, calibration, _teller(subject, len(chosen), 0.0, share))
+        ratios = layer_extremes(exact_products, scaled, certain, _teller(subject, len(chosen), share, 1.0))
     if not rule.fresh:
         ratios = second_look(exact_products, certain, scaled, ratios)
     of_scaled = {problem.layer.path: one for problem, one in zip(scaled, ratios, strict=True)}

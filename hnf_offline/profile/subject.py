@@ -29,6 +29,7 @@ class Subject:
             first one for the layers' curvature, all for the spread of S; empty where that size is not known.
         training_batch_name: name of the first training batch.
         keep_graphs: whether second-derivative graphs of all micro-batches fit into memory together.
+        lot_bytes: where they do not: bytes of parameters whose layers may share each graph that is built.
         copies: changed copies of a micro-batch that may go through the model together.
         products: how products are made, found once for all checkpoints.
     """
@@ -43,5 +44,6 @@ class Subject:
     training_batches: tuple[tuple[MicroBatch, ...], ...] = ()
     training_batch_name: str = ""
     keep_graphs: bool = True
+    lot_bytes: int = 0
     copies: int = 8
     products: ProductChoice = field(default_factory=ProductChoice)
