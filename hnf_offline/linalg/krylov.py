@@ -20,16 +20,13 @@ from torch import Tensor
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
 from hnf_offline.linalg.stopping import StopRule
 
-#: Rows that a basis begins with; then it grows by as many as it has.
-_FIRST_ROWS = 4
-#: An end that may lie elsewhere by more than this share of its size is not certified.
-DOUBT = 0.01
-#: Residuals that another pair is taken to reach beyond its Ritz value.
-REACH = 3.0
+#: Rows that a basis begins with; then it grows by as many as it has, but never by more than so many: a large model's
+#: vectors are gigabytes.
+_FIRST_ROWS, _MOST_ROWS = 4, 8
 
 
 class Basis:
-    """Orthonormal vectors, in blocks of rows that double: growing copies nothing."""
+    """Orthonormal vectors, in blocks of rows: growing copies nothing."""
 
     def __init__(self) -> None:
         self._blocks: list[Tensor] = []
@@ -50,7 +47,8 @@ class Basis:
     def append(self, vector: Tensor) -> None:
         """Take a unit vector, orthogonal to all."""
         if self._size == sum(map(len, self._blocks)):
-            self._blocks.append(vector.new_empty(max(self._size, _FIRST_ROWS), len(vector)))
+            rows = min(max(self._size, _FIRST_ROWS), _MOST_ROWS)
+            self._blocks.append(vector.new_empty(rows, len(vector)))
         self._size += 1
         self[self._size - 1].copy_(vector)
 
@@ -214,11 +212,13 @@ class KrylovSpace:
         size = abs(float(self._ritz.values[end]))
         if self._exhausted:
             return float(self._ritz.residuals[end]) <= max(self.rule.residual * size, 10 * self._rounding())
+        # The space was built for the larger end: the other one may rest on a plateau, and says so by moving.
+        still = size >= self._ritz.scale or self._moved(end) <= self.rule.doubt * size
         return (
             self.products >= self.rule.minimum
+            and still
             and self._settled(end, size)
-            and self._moved(end) <= DOUBT * size
-            and not in_doubt(self._ritz, end, size)
+            and not in_doubt(self._ritz, end, size, self.rule)
         )
 
     def _settled(self, end: int, size: float) -> bool:
@@ -233,12 +233,23 @@ class KrylovSpace:
         return abs(float(self._ritz.values[end] - self._before.values[end]))
 
     def _enough(self) -> bool:
-        assert self._ritz is not None
-        return (
-            self.products >= self.rule.minimum
-            and self._settled(-1, abs(float(self._ritz.values[-1])))
-            and (not self.rule.both_ends or self._settled(0, self._ritz.scale))
+        return self.products >= self.rule.minimum and all(
+            self._settled(end, size) for end, size in self._wanted()
         )
+
+    def _wanted(self) -> list[tuple[int, float]]:
+        """The ends that are looked for, each with the size that its residual is compared with."""
+        pairs = self._ritz
+        assert pairs is not None
+        largest, smallest = float(pairs.values[-1]), float(pairs.values[0])
+        if self.rule.ends == "both":
+            return [(-1, abs(largest)), (0, pairs.scale)]
+        if self.rule.ends == "largest":
+            return [(-1, abs(largest))]
+        dominant = -1 if abs(largest) >= abs(smallest) else 0
+        # As long as the other end may yet be the larger one, both are looked for.
+        close = abs(float(pairs.values[-1 - dominant])) + float(pairs.residuals[-1 - dominant]) > pairs.scale
+        return [(-1, pairs.scale), (0, pairs.scale)] if close else [(dominant, pairs.scale)]
 
     def _rounding(self) -> float:
         assert self._ritz is not None
@@ -317,23 +328,24 @@ def estimated_error(pairs: RitzPairs, end: int) -> float:
     return min(residual, residual**2 / gap) if gap > 0 else residual
 
 
-def in_doubt(pairs: RitzPairs, end: int, size: float) -> bool:
-    """Whether what the space has seen leaves open that an end lies elsewhere by more than `DOUBT` of a size.
+def in_doubt(pairs: RitzPairs, end: int, size: float, rule: StopRule) -> bool:
+    """Whether what the space has seen leaves open that an end lies elsewhere by more than a share of a size.
 
     That is so where its own error may be as large, as a near-tied neighbour makes it; and where another Ritz vector
     may hold a farther eigenvector. One that holds a share c of it shows that in its residual, r >= c |lambda - theta|,
-    so `REACH` = 1/c residuals beyond its value are looked at. An eigenvector that the space has not met leaves no
+    so `reach` = 1/c residuals beyond its value are looked at. An eigenvector that the space has not met leaves no
     trace here.
 
     Args:
         pairs: of the space.
         end: -1 for the largest, 0 for the smallest.
         size: what it is compared with.
+        rule: its `doubt` and `reach`.
 
     Returns:
         True where it may.
     """
-    return max(estimated_error(pairs, end), _room(pairs, end, REACH)) > DOUBT * size
+    return max(estimated_error(pairs, end), _room(pairs, end, rule.reach)) > rule.doubt * size
 
 
 def _room(pairs: RitzPairs, end: int, reach: float) -> float:
