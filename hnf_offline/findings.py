@@ -201,6 +201,9 @@ class LogFindings:
         events: what else the log shows.
         highest: the highest rise that is no spike: {"step", "loss", "before", "z"}; None where nothing rises.
         skipped: files that were passed over: {"path", "reason", "remedy"}.
+        curve: the learning curve: "window", "plateau", "explosion", "power_law", "target", "validation", "schedule",
+            "phases", "epochs"; empty for a short log.
+        precision: gradient norms and loss scaling: "bands", "scale", "skipped", "simulated"; what was logged of them.
     """
 
     log: Mapping[str, Any]
@@ -209,6 +212,8 @@ class LogFindings:
     events: tuple[LogEvent, ...] = ()
     highest: Mapping[str, Any] | None = None
     skipped: tuple[Mapping[str, Any], ...] = ()
+    curve: Mapping[str, Any] = field(default_factory=dict)
+    precision: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Give the findings as one JSON value, as `Findings.to_json` does.
@@ -332,6 +337,8 @@ class Findings:
         zooms: stretches that were retrained step by step, and how well that gave the run again: {"start", "stop",
             "word", "because", "loss_difference_max", "weight_difference_max"}.
         faults: what is wrong with the run as a series of files.
+        curve: the learning curve, as in `LogFindings`.
+        precision: gradient norms and loss scaling, as in `LogFindings`.
         made: versions, time, device: the only part that differs between two identical runs.
     """
 
@@ -352,6 +359,8 @@ class Findings:
     advice: tuple[Advice, ...] = ()
     rates: Mapping[str, Any] = field(default_factory=dict)
     zooms: tuple[Mapping[str, Any], ...] = ()
+    curve: Mapping[str, Any] = field(default_factory=dict)
+    precision: Mapping[str, Any] = field(default_factory=dict)
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from hnf_offline.cli.app import verb
-from hnf_offline.options import Json, TierName
+from hnf_offline.options import Json
 from hnf_offline.printing import emit, emit_json, entries, explanation, listing, terminal
+
+
+class CatalogueTier(StrEnum):
+    """What a quantity needs: the training log alone, or a tier of replayed checkpoints."""
+
+    log = "log"
+    forward = "forward"
+    gradient = "gradient"
+    stability = "stability"
+    curvature = "curvature"
+    full = "full"
 
 
 @verb("hnf quantities --tier curvature", "hnf quantities hessian.stability_ratio")
 def quantities(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Explain this quantity.")] = None,
-    tier: Annotated[TierName | None, typer.Option("--tier", help="Only this tier.")] = None,
+    tier: Annotated[CatalogueTier | None, typer.Option("--tier", help="Only this tier.")] = None,
     as_json: Json = False,
 ) -> None:
     """List what can be measured, or explain it.

@@ -94,3 +94,33 @@ def long_run_variance(values: Floats) -> Floats:
         residual = without_split(residual)
     phi = np.clip(lag_one(residual), 0.0, 0.97)
     return np.asarray(np.mean(residual * residual, axis=-1) * (1 + phi) / (1 - phi))
+
+
+def effective_rows(values: Floats) -> float:
+    """Number of independent rows that would give the mean of correlated ones the same error: n / tau.
+
+    tau = 1 + 2 sum of the autocorrelations, summed in pairs of lags while the pairs are positive and do not grow
+    (Geyer 1992, Stat. Sci. 7(4), section 3.3), at least that of an AR(1) process of the same lag-one correlation.
+
+    Args:
+        values: one stretch of a stationary series, (n,).
+
+    Returns:
+        Between 1 and n; n for a constant series.
+    """
+    length = values.size
+    centred = values - values.mean() if length else values
+    if length < 4 or not float(np.sum(centred * centred)) > 0:
+        return float(length)
+    size = 1 << (2 * length - 1).bit_length()
+    power = np.abs(np.fft.rfft(centred, size)) ** 2
+    covariance = np.fft.irfft(power, size)[: length // 2]
+    correlation = covariance / covariance[0]
+    pairs = correlation[: correlation.size // 2 * 2].reshape(-1, 2).sum(axis=1)
+    if not (pairs > 0).all():
+        pairs = pairs[: int(np.argmin(pairs > 0))]
+    tau = 2.0 * float(np.minimum.accumulate(pairs).sum()) - 1.0 if pairs.size else 1.0
+    # The estimate is biased towards zero by about (1 + 4 phi) / n (Marriott and Pope 1954).
+    phi = float(correlation[1])
+    phi = min(max(phi + (1 + 4 * phi) / length, 0.0), 0.999)
+    return length / min(max(tau, (1 + phi) / (1 - phi), 1.0), float(length))

@@ -58,7 +58,7 @@ def skipped_steps(log: pl.DataFrame) -> Iterator[LogEvent]:
     Yields:
         Kind "skipped-steps", one for the search at the start and one for the rest.
     """
-    steps, skipped = _skips(log)
+    steps, skipped = skips(log)
     if not skipped.any():
         return
     covered = np.diff(steps, prepend=steps[0] - _usual_gap(steps)).astype(np.float64)
@@ -85,8 +85,12 @@ def skipped_steps(log: pl.DataFrame) -> Iterator[LogEvent]:
     yield LogEvent("skipped-steps", severity, int(steps[rows[0]]), int(steps[rows[-1]]), f"{evidence}.")
 
 
-def _skips(log: pl.DataFrame) -> tuple[np.ndarray, Floats]:
-    # Steps, and how many updates were skipped since the row before.
+def skips(log: pl.DataFrame) -> tuple[np.ndarray, Floats]:
+    """Count the updates that were skipped since the row before, as logged, else by the halvings of the loss scale.
+
+    Returns:
+        Steps, and one count a step; empty where neither was logged.
+    """
     if "skipped_steps" in log.columns and log["skipped_steps"].null_count() < log.height:
         # Some logs say it only where there was one.
         rows = log.filter(pl.col("skipped_steps").is_not_null() | pl.col("loss").is_not_null())

@@ -9,6 +9,8 @@ from hnf_offline.quantities import (
     hessian,
     jacobian,
     logits,
+    loss_curve,
+    loss_scaler,
     norms,
     optimizer,
     precision,
@@ -36,4 +38,6 @@ ALL = (
     estimate,
     jacobian,
     precision,
+    loss_curve,
+    loss_scaler,
 )

@@ -29,7 +29,7 @@ class Quantity:
         unit: of the value; "1" for a pure number.
         formula: as text.
         reference: paper and section, or "definition".
-        tier: the cheapest tier that measures it.
+        tier: the cheapest tier that measures it; "log" where the training log alone is enough.
         layers: where it is measured, in words.
         reading: one sentence: read it like this.
         cannot: one sentence: what it cannot show.

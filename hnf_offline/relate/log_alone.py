@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hnf_offline.detect.highest import highest_rise
+from hnf_offline.detect.learning_curve import learning_curve
 from hnf_offline.detect.log_events import Written, log_events
+from hnf_offline.detect.scaler_history import Scaling, mixed_precision
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.errors import spelled
 from hnf_offline.findings import LogFindings
@@ -11,13 +15,22 @@ from hnf_offline.relate.facts import log_facts
 from hnf_offline.run.records import Log, Run
 
 
-def log_findings(run: Run, log: Log, *, rule: str = "robust") -> LogFindings:
+def log_findings(
+    run: Run,
+    log: Log,
+    *,
+    rule: str = "robust",
+    target: float | None = None,
+    scalings: Sequence[tuple[float, float, int]] = (),
+) -> LogFindings:
     """Find everything that can be said of a training log.
 
     Args:
         run: the run the log belongs to.
         log: its log.
         rule: the spike rule.
+        target: the loss to reach, None for the level after 90 % of the fall.
+        scalings: loss scalers to try on it beside the usual ones: first scale, growth, clean updates before it grows.
 
     Returns:
         The findings; the same log always gives the same findings.
@@ -39,6 +52,8 @@ def log_findings(run: Run, log: Log, *, rule: str = "robust") -> LogFindings:
             {"path": spelled(one.path), "reason": spelled(one.reason), "remedy": one.remedy}
             for one in run.skipped
         ),
+        curve=learning_curve(log.rows, spikes, target),
+        precision=mixed_precision(log.rows, [Scaling(*one) for one in scalings]),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hnf_offline.findings import LogEvent, LogFindings, Spike
+from hnf_offline.report.curve_text import curve_lines, precision_lines
 from hnf_offline.report.stories import severity
 from hnf_offline.report.terminal import spikes_table
 from hnf_offline.report.text import ascii_only, clean, loss, number, plural
@@ -28,6 +29,8 @@ def log_summary(findings: LogFindings, *, width: int = 100, color: bool = False,
     lines = _wrap(_log_line(findings.log), width)
     lines += _spikes(findings, width, color)
     lines += _events(findings.events, width)
+    said = [*curve_lines(findings.curve), *precision_lines(findings.precision)]
+    lines += ["", *(line for one in said for line in _wrap(one, width))] if said else []
     lines += [line for note in _oddities(findings) for line in _wrap(note, width)]
     text = "\n".join(lines)
     return text if unicode else ascii_only(text)
