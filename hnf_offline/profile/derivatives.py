@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.hessian import Block
@@ -49,10 +50,7 @@ def derivative_rows(
     rows = _gradient_rows(subject, hessian) + _learning_rate_rows(subject)
     if not stability or not bool(torch.isfinite(hessian.loss)):
         return rows
-    metric = None if subject.optimizer is None else step_metric(subject.optimizer, hessian.gradients)
-    state = None if subject.optimizer is None else adam_tensors(subject.optimizer, hessian.gradients)
-    if metric is not None and state is not None:
-        metric = without_rounding(metric, state["second_moment"], hessian.gradients)
+    metric = _metric(subject, hessian)
     noise = Noise(settings.seed, hessian.loss.device, next(module.parameters()).dtype)
     whole = whole_spectra(subject, hessian, metric, rule, noise, curvature=curvature)
     if whole.raw is not None:
@@ -70,6 +68,16 @@ def derivative_rows(
         return rows
     found = layer_spectra(subject, hessian, metric, whole, rule, noise, settings.layers)
     return rows + _layer_rows(subject, found)
+
+
+def _metric(subject: Subject, hessian: Hessian) -> dict[str, Tensor] | None:
+    if subject.optimizer is None:
+        return None
+    metric = step_metric(subject.optimizer, hessian.gradients)
+    state = adam_tensors(subject.optimizer, hessian.gradients)
+    if metric is None or state is None:
+        return metric
+    return without_rounding(metric, state["second_moment"], hessian.gradients)
 
 
 def settle(subject: Subject, settings: ProfileSettings) -> Calibration:

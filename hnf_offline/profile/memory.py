@@ -16,11 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hnf_offline.run.model.loss import evaluate
 
-#: Second-derivative graphs hold about this many times what a forward pass under the math kernel saves, the product
-#: included: 3.4 to 4.8 as measured on five decoders (built-in, GPT-2, Llama).
-DOUBLE_BACKWARD = 5
+#: Second-derivative graphs hold about this many times what one row saves under the math kernel, products included:
+#: 2.9 to 4.4 as measured on five decoders (built-in, GPT-2, Llama).
+DOUBLE_BACKWARD = 4
 #: Vectors of the model's size that are held at once: Krylov bases, gradient, step metric, images.
 VECTORS = 34
+#: Vectors that one layer holds while it is solved, raw and scaled: eight of a basis and one image each.
+LAYER_VECTORS = 18
 #: What graphs may take in any case: below, a device is not busy with few rows.
 FREE_FOR_GRAPHS = 32 << 20
 #: Changed copies that go side by side: more gain nothing (measured from 1 to 16), and memory they may take in any case.
@@ -114,7 +116,7 @@ def plan_memory(
     room = max(0, min(room, int(SHARE * free) - fixed))
     graph = max(1, row_bytes) * DOUBLE_BACKWARD
     together = max(1, min(rows, room // graph))
-    lot = min(saved + parameter_bytes, int(SHARE * free)) // VECTORS
+    lot = min(saved, int(SHARE * free)) // 4 // LAYER_VECTORS
     # Where all rows go together, a graph that is kept takes no more than one that is built again.
     return MemoryPlan(together, together == rows, fixed + graph * together, lot)
 

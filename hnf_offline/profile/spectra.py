@@ -185,7 +185,8 @@ def layer_spectra(
     scaled: list[LayerProblem] = []
     for layer, span in chosen:
         own, fresh = noise(layer.size), noise.fresh(layer.size)
-        raw.append(LayerProblem(layer, start_vector(own, whole.raw.vector[span]), rule, None, fresh))
+        start = start_vector(own, whole.raw.vector[span])
+        raw.append(LayerProblem(layer, start, rule, None, fresh if rule.fresh else None))
         if metric is not None and whole.scaled is not None:
             root = hessian.block(layer.parts).flatten(metric).sqrt()
             start = start_vector(own, whole.scaled.vector[span])
