@@ -52,7 +52,7 @@ def derivative_rows(
         return rows
     metric = _metric(subject, hessian)
     noise = Noise(settings.seed, hessian.loss.device, next(module.parameters()).dtype)
-    whole = whole_spectra(subject, hessian, metric, rule, noise, curvature=curvature)
+    whole = whole_spectra(subject, hessian, metric, rule, noise, curvature=curvature, pattern=settings.layers)
     if whole.raw is not None:
         rows += _spectrum_rows(subject, "", "model", -1, {"spectrum": whole.raw}, subject.name)
     if whole.scaled is not None and metric is not None:
@@ -88,7 +88,8 @@ def settle(subject: Subject, settings: ProfileSettings) -> Calibration:
     """
     parameter = next(subject.module.parameters())
     noise = Noise(settings.seed, parameter.device, parameter.dtype)
-    return settled_products(subject, noise, exact=wants_exact(subject, _rule(settings)))
+    exact = wants_exact(subject, _rule(settings))
+    return settled_products(subject, noise, exact=exact, pattern=settings.layers)
 
 
 def _layer_rows(subject: Subject, found: Sequence[LayerSpectra]) -> list[Row]:

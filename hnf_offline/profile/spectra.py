@@ -9,7 +9,7 @@ run steady S came out at 7.9 where it is 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,15 +21,14 @@ from hnf_offline.linalg.lockstep import Problem
 from hnf_offline.linalg.operator import Scaled, SymmetricOperator
 from hnf_offline.linalg.stopping import CERTIFIED, SCREEN, StopRule
 from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.foreseen import CALIBRATION_ROWS, Foreseen
 from hnf_offline.profile.layer_curvature import (
     LayerProblem,
     LayerProducts,
-    OnPart,
     layer_extremes,
     start_vector,
 )
 from hnf_offline.profile.noise import Noise
-from hnf_offline.profile.parts import tell_part
 from hnf_offline.profile.second_look import ALARMED, second_look
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.blocks import call_order
@@ -40,10 +39,8 @@ from hnf_offline.run.model.loss import evaluate
 
 #: Least products for the raw spectrum of the whole model: its far end should come into sight as well.
 WHOLE_MINIMUM = 10
-#: What the whole model's spectra take, in layers.
-_WHOLE_AS_LAYERS = 12
-#: Rows that the calibration replays: what second derivatives keep of them is little.
-_CALIBRATION_ROWS = 2
+#: Products that a spectrum of the whole model takes as a rule beyond its least.
+_BEYOND_MINIMUM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +94,7 @@ def whole_spectra(
     noise: Noise,
     *,
     curvature: bool,
+    pattern: str | None = None,
 ) -> WholeSpectra:
     """Find the extremes of the whole model's Hessian.
 
@@ -107,20 +105,25 @@ def whole_spectra(
         rule: the accuracy.
         noise: start vectors.
         curvature: also the raw spectrum, and a second look where S is alarming.
+        pattern: glob over the paths of layers that follow, None for all; for progress.
 
     Returns:
         The spectra.
     """
+    foreseen = Foreseen.of(subject, pattern)
     whole = block_of_all(hessian, subject.layers)
     start = noise(whole.dimension)
     raw = None
     if curvature:
-        raw = _solve(whole, start, replace(rule, minimum=max(rule.minimum, WHOLE_MINIMUM)), noise)
+        far = replace(rule, minimum=max(rule.minimum, WHOLE_MINIMUM))
+        stop = 1.0 if metric is None else 0.5
+        raw = _solve(whole, start, far, noise, partial(_tell_whole, foreseen, 0.0, stop, far))
     if metric is None:
         return WholeSpectra(raw, None, None)
     root = whole.flatten(metric).sqrt()
     one_end = replace(rule, ends="largest")
-    scaled = _solve(Scaled(whole, root), start, one_end, noise)
+    tell = partial(_tell_whole, foreseen, 0.5 if curvature else 0.0, 1.0, one_end)
+    scaled = _solve(Scaled(whole, root), start, one_end, noise, tell)
     if curvature and not rule.fresh and scaled.largest.value >= ALARMED:
         scaled = _solve(Scaled(whole, root), scaled.vector, replace(CERTIFIED, ends="largest"), noise)
     found: list[float] = []
@@ -163,7 +166,7 @@ def layer_spectra(
         hessian = whole_hessian(
             subject.module, batches, exact=exact or metric is not None, keep_graphs=subject.keep_graphs
         )
-    calibration = settled_products(subject, noise, exact=exact)
+    calibration = settled_products(subject, noise, exact=exact, pattern=pattern)
     # A difference is taken from a gradient that came the same way, by the same kernels.
     differed = hessian if exact else whole_hessian(subject.module, batches, exact=False, keep_graphs=False)
     made = partial(
@@ -191,13 +194,14 @@ def layer_spectra(
             root = hessian.block(layer.parts).flatten(metric).sqrt()
             start = start_vector(own, whole.scaled.vector[span])
             scaled.append(LayerProblem(layer, start, replace(rule, ends="largest"), root, fresh))
+    foreseen = Foreseen.of(subject, pattern)
     if exact:  # the two share graphs, where these are not kept
-        both = layer_extremes(exact_products, raw + scaled, certain, _teller(subject, len(chosen), 0.0, 1.0))
+        both = layer_extremes(exact_products, raw + scaled, certain, partial(_tell, foreseen, 0.0, 1.0))
         of_raw, ratios = both[: len(raw)], both[len(raw) :]
     else:
         share = len(raw) / (len(raw) + len(scaled))
-        of_raw = layer_extremes(products, raw, calibration, _teller(subject, len(chosen), 0.0, share))
-        ratios = layer_extremes(exact_products, scaled, certain, _teller(subject, len(chosen), share, 1.0))
+        of_raw = layer_extremes(products, raw, calibration, partial(_tell, foreseen, 0.0, share))
+        ratios = layer_extremes(exact_products, scaled, certain, partial(_tell, foreseen, share, 1.0))
     if not rule.fresh:
         ratios = second_look(exact_products, certain, scaled, ratios)
     of_scaled = {problem.layer.path: one for problem, one in zip(scaled, ratios, strict=True)}
@@ -225,11 +229,18 @@ def spans(layers: Sequence[Layer]) -> Iterator[tuple[Layer, slice]]:
         place += layer.size
 
 
-def _solve(operator: SymmetricOperator, start: Tensor, rule: StopRule, noise: Noise) -> Extremes:
+def _solve(
+    operator: SymmetricOperator,
+    start: Tensor,
+    rule: StopRule,
+    noise: Noise,
+    on_product: Callable[[int], None] = lambda products: None,
+) -> Extremes:
     fresh = noise.fresh(operator.dimension) if rule.fresh else None
     space = Problem(start, rule, fresh=fresh).space()
     while not space.finished:
         space.advance(operator(space.vector))
+        on_product(space.products)
     found = space.result()
     # What two products say of one pair of vectors differs by as much as differences are off.
     error = found.asymmetry * max(abs(found.largest.value), abs(found.smallest.value))
@@ -240,24 +251,29 @@ def _widened(end: Eigenvalue, error: float) -> Eigenvalue:
     return end if math.isnan(error) else replace(end, residual=end.residual + error)
 
 
-def settled_products(subject: Subject, noise: Noise, *, exact: bool) -> Calibration:
+def settled_products(
+    subject: Subject, noise: Noise, *, exact: bool, pattern: str | None = None
+) -> Calibration:
     """Say how each layer's products are made; found out the first time, on the weights that are in the module then.
 
     Args:
         subject: module, rows, and the choice where it was made before.
         noise: vectors to compare on.
         exact: all of them exactly.
+        pattern: glob over the paths of layers that will be measured, None for all.
 
     Returns:
         The calibration.
     """
     if subject.products.calibration is None:
-        batch = replace(subject.batches[0].split(_CALIBRATION_ROWS)[0], weight=1.0)
+        batch = replace(subject.batches[0].split(CALIBRATION_ROWS)[0], weight=1.0)
         order = call_order(subject.module, partial(_repeated, subject.module, batch))
+        subject.products.calibrated_at = None if exact else subject.step
+        foreseen = Foreseen.of(subject, pattern)
         subject.products.calibration = (
             all_exact(order, subject.layers)
             if exact
-            else calibrate(subject.module, order, subject.layers, batch, noise)
+            else calibrate(subject.module, order, subject.layers, batch, noise, foreseen.tell_calibration)
         )
     return subject.products.calibration
 
@@ -271,12 +287,11 @@ def _repeated(module: nn.Module, batch: MicroBatch, times: int) -> object:
     return evaluate(module, tokens, labels)
 
 
-def _teller(subject: Subject, layers: int, start: float, stop: float) -> OnPart:
-    # Raw and scaled spectra are solved one after the other: each is a part of a layer's work.
-    def tell(done: int, total: int, share: float) -> None:
-        share = start + (stop - start) * share
-        # The whole model comes first, and takes about as long as a dozen layers.
-        before = _WHOLE_AS_LAYERS / (_WHOLE_AS_LAYERS + layers)
-        tell_part(subject.step, int(layers * share), layers, before + (1 - before) * share)
+def _tell(foreseen: Foreseen, start: float, stop: float, done: int, total: int, part: float) -> None:
+    # Raw and scaled spectra may be solved one after the other: each is a part of a layer's work.
+    foreseen.tell_layers(start + (stop - start) * part)
 
-    return tell
+
+def _tell_whole(foreseen: Foreseen, start: float, stop: float, rule: StopRule, products: int) -> None:
+    usual = rule.minimum + _BEYOND_MINIMUM
+    foreseen.tell_whole(start + (stop - start) * min(1.0, products / usual))

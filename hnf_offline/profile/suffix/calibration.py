@@ -19,6 +19,8 @@ from hnf_offline.run.model.loss import evaluate
 
 #: Steps that are tried, as multiples of the usual one, where that one is not good.
 TRIED = (0.25, 4.0)
+#: The part of the work that its exact products are.
+_EXACT_PART = 0.7
 #: Relative error up to which the usual step is kept, and up to which differences are used at all.
 GOOD, USABLE = 5e-3, 3e-2
 
@@ -60,9 +62,11 @@ class ProductChoice:
 
     Attributes:
         calibration: None until it is needed.
+        calibrated_at: the step at which layers were compared, None where none were.
     """
 
     calibration: Calibration | None = None
+    calibrated_at: int | None = None
 
 
 def all_exact(order: CallOrder, layers: Sequence[Layer]) -> Calibration:
@@ -80,6 +84,7 @@ def calibrate(
     layers: Sequence[Layer],
     batch: MicroBatch,
     noise: Callable[[int], Tensor],
+    on_part: Callable[[float], None] = lambda part: None,
 ) -> Calibration:
     """Compare one difference with one exact product for every layer.
 
@@ -93,6 +98,7 @@ def calibrate(
         layers: to be calibrated.
         batch: a few rows; the graph of their second derivatives is held.
         noise: gives a seeded unit vector of a size.
+        on_part: called now and then with the part of the work that is behind.
 
     Returns:
         The calibration.
@@ -104,11 +110,13 @@ def calibrate(
             graph = HessianGraph(
                 [lambda: evaluate(module, batch.tokens, batch.labels).loss], [1.0], parameters
             )
-            vectors = {
-                layer.path: _unit(graph.block(layer.parts)(noise(layer.size)), noise(layer.size))
-                for layer in layers
-            }
-            exact = {layer.path: graph.block(layer.parts)(vectors[layer.path]) for layer in layers}
+            vectors: dict[str, Tensor] = {}
+            exact: dict[str, Tensor] = {}
+            for number, layer in enumerate(layers, start=1):
+                block = graph.block(layer.parts)
+                vectors[layer.path] = _unit(block(noise(layer.size)), noise(layer.size))
+                exact[layer.path] = block(vectors[layer.path])
+                on_part(_EXACT_PART * number / len(layers))
     except RuntimeError as error:
         # A kernel of the user's own without a second derivative: nothing to compare with.
         reason = (str(error).splitlines() or [""])[0]
@@ -126,6 +134,8 @@ def calibrate(
                 for layer, image in zip(group, images, strict=True):
                     truth = exact[layer.path]
                     found[layer.path] = (image - truth).norm() / truth.norm().clamp_min(1e-30)
+                if of is layers:
+                    on_part(_EXACT_PART + (1 - _EXACT_PART) * len(found) / len(layers))
             values = torch.stack(list(found.values())).tolist() if found else []
         return dict(zip(found, values, strict=True))
 
