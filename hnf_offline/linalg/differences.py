@@ -98,14 +98,16 @@ class GradientDifferences:
 
     def _differentiate(self, at: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         total = torch.zeros((), device=next(iter(at.values())).device)
-        sums = {name: torch.zeros_like(value) for name, value in at.items()}
+        sums: dict[str, Tensor] = {}
         for function, weight in zip(self._losses, self._weights, strict=True):
             leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
             loss = function(leaves)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            # Each is let go as it is added: a large model has no room for two of everything.
+            gradients = list(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))[::-1]
             total = total + weight * loss.detach()
-            for name, gradient in zip(leaves, gradients, strict=True):
-                sums[name] += weight * gradient
+            for name in leaves:
+                gradient = gradients.pop()
+                sums[name] = sums[name].add_(gradient, alpha=weight) if name in sums else weight * gradient
         return total, sums
 
     def block(self, parts: Sequence[Part]) -> Block:
@@ -127,6 +129,7 @@ class GradientDifferences:
         # A zero vector has a zero product; the division must not make it NaN.
         unit = {name: piece / length.clamp_min(1e-30) for name, piece in vectors.items()}
         step = step_length(list(unit.values()), [self._parameters[name] for name in unit], self._step)
-        shifted = {name: self._parameters[name] + step * piece for name, piece in unit.items()}
+        shifted = {name: unit.pop(name).mul_(step).add_(self._parameters[name]) for name in vectors}
         _, there = self._differentiate(shifted)
-        return {name: (there[name] - self.gradients[name]) * (length / step) for name in vectors}
+        del shifted
+        return {name: there.pop(name).sub_(self.gradients[name]).mul_(length / step) for name in vectors}

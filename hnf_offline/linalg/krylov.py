@@ -72,7 +72,7 @@ class Basis:
         total = torch.zeros_like(self[0])
         place = 0
         for block in self._filled():
-            total = total + weights[place : place + len(block)] @ block
+            total += weights[place : place + len(block)] @ block
             place += len(block)
         return total
 
@@ -86,7 +86,7 @@ class Basis:
         # Twice is enough: the second pass removes what rounding left of the first (Parlett).
         for _ in range(2):
             coefficients = self.coefficients(vector)
-            vector = vector - self.combine(coefficients)
+            vector = self.combine(coefficients).neg_().add_(vector)
             total = total + coefficients
         return total, vector
 
@@ -267,7 +267,7 @@ class KrylovSpace:
         room = self.products < self._dimension and len(self._basis) < self._dimension
         if room and column[-1] > max(10 * self._rounding(), self._tiny):
             self._waiting.append(len(self._basis))
-            self._basis.append(remainder / column[-1])
+            self._basis.append(remainder.div_(column[-1]))
         self._decide()
 
     def _decide(self) -> None:
