@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.batch import MicroBatch, rows_of
+from hnf_offline.profile.effort import spend
 from hnf_offline.run.model.loss import Outcome, evaluate
 
 
@@ -92,6 +93,7 @@ class Ray:
                 batch.weight * self.replay.with_parameters(parameters, batch).loss.double()
                 for batch in self.batches
             ]
+            spend("forward", rows_of(self.batches))
             return float(torch.stack(losses).sum())
 
 
@@ -119,6 +121,8 @@ def logit_change(ray: Ray) -> LogitChange | None:
     Raises:
         RuntimeError: where memory runs out.
     """
+    # A forward pass that carries a tangent; two passes where that cannot be.
+    spend("forward", rows_of(ray.batches), times=2)
     try:
         found = _by_forward_mode(ray)
     except RuntimeError as error:

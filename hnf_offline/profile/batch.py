@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,15 @@ class MicroBatch:
             Micro-batches whose weights sum to this one's; those without a predicted position are left out.
         """
         return _pieces(self.tokens, self.labels, rows, self.weight)
+
+
+def rows_of(batches: Sequence[MicroBatch]) -> int:
+    """Count the rows of some micro-batches.
+
+    Returns:
+        Rows.
+    """
+    return sum(len(batch.tokens) for batch in batches)
 
 
 @dataclass(frozen=True, slots=True)

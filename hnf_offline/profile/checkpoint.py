@@ -7,7 +7,6 @@ import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -15,9 +14,11 @@ from hnf_offline.errors import UserError
 from hnf_offline.profile.batch import ReplayBatch
 from hnf_offline.profile.calibrated import settle_products
 from hnf_offline.profile.directions import logged_change_rows
+from hnf_offline.profile.effort import counted, spend
 from hnf_offline.profile.exhaustion import halving, is_out_of_memory, let_go
 from hnf_offline.profile.finished import Finished
 from hnf_offline.profile.measure import measure_in_memory
+from hnf_offline.profile.peak import Peak
 from hnf_offline.profile.reading import Loaded, read_ahead
 from hnf_offline.profile.session import Session, full_precision, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings
@@ -60,11 +61,12 @@ def measure_each(
             settle_products(run, session, settings, folder)
         for checkpoint, loaded in read_ahead([point for point, _ in waiting], device):
             skipped: list[tuple[Path, str, str]] = []
-            frame: pl.DataFrame | None = None
+            peak = Peak(session)
             try:
                 if isinstance(loaded, UserError):
                     raise loaded
-                rows = measure_checkpoint(run, session, settings, checkpoint, loaded, skipped)
+                with counted() as effort:
+                    rows = measure_checkpoint(run, session, settings, checkpoint, loaded, skipped)
             except UserError as error:
                 skipped.append((checkpoint.path, error.reason, error.remedy or ""))
             except Exception as error:
@@ -73,8 +75,11 @@ def measure_each(
                 let_go(error)
                 skipped.append((checkpoint.path, "does not fit into memory", "use --device cpu"))
             else:
+                forwards = effort.forwards(0 if session is None else len(session.batch.tokens))
                 frame = write_shard(shard_path(folder, checkpoint), rows, keys[checkpoint.step])
-            yield Finished(checkpoint, frame, tuple(skipped))
+                yield Finished(checkpoint, frame, tuple(skipped), forwards, peak.bytes)
+                continue
+            yield Finished(checkpoint, None, tuple(skipped))
 
 
 def measure_checkpoint(
@@ -173,6 +178,7 @@ def training_loss_rows(run: Run, session: Session, step: int, together: int | No
         if not micro_batches:
             continue  # every position of the batch is ignored
         with torch.no_grad():
+            spend("forward", len(batch.tokens))
             losses = [
                 entry.function(evaluate(session.module, micro.tokens, micro.labels).loss)
                 for micro in micro_batches

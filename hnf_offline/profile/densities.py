@@ -27,6 +27,7 @@ from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import Session, full_precision, memory_now, open_session, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import read_shard, settings_key, shard_key, shard_path, write_parquet
+from hnf_offline.profile.whole import block_of_all
 from hnf_offline.quantities.registry import computable
 from hnf_offline.run.model.build import load_weights_into
 from hnf_offline.run.records import Checkpoint, Run
@@ -152,7 +153,7 @@ def _measure(
     def work(memory: MemoryPlan) -> list[pl.DataFrame]:
         batches = session.batch.cut(memory.rows, session.device)
         graph = exact_graph(session.module, batches, keep=memory.keep_graphs)
-        whole = graph.block([part for layer in session.layers for part in layer.parts])
+        whole = block_of_all(graph, session.layers)
         operators: dict[str, SymmetricOperator] = {"hessian": whole}
         if metric is not None:
             operators["preconditioned"] = Scaled(whole, whole.flatten(metric).sqrt())

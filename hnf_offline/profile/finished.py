@@ -19,11 +19,15 @@ class Finished:
         checkpoint: which one.
         frame: its rows, None where it could not be measured.
         skipped: (file, reason, remedy) of what was left out at it.
+        forwards: forward passes of all replayed rows that it was worth.
+        peak_bytes: memory at the peak, weights included.
     """
 
     checkpoint: Checkpoint
     frame: pl.DataFrame | None
     skipped: tuple[tuple[Path, str, str], ...] = ()
+    forwards: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

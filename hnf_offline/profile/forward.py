@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hnf_offline.profile.effort import spend
 from hnf_offline.profile.observe import observing
 from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import Quantity, computable
@@ -35,6 +36,7 @@ def forward_rows(subject: Subject) -> list[Row]:
 
         with observing(subject.module, report):
             outcome = evaluate(subject.module, half.tokens, half.labels)
+        spend("forward", len(half.tokens))
         whole: dict[str, Tensor] = {"loss": outcome.loss.detach()}
         if outcome.logits is not None and outcome.targets is not None:
             whole |= {"logits": outcome.logits.detach(), "targets": outcome.targets}

@@ -20,8 +20,10 @@ from hnf_offline.linalg.extremes import Eigenvalue, Extremes
 from hnf_offline.linalg.hessian import HessianGraph, block_products
 from hnf_offline.linalg.lockstep import Problem, extremes_together
 from hnf_offline.linalg.stopping import StopRule
-from hnf_offline.profile.batch import MicroBatch
-from hnf_offline.profile.suffix.blocks import unfused
+from hnf_offline.profile.batch import MicroBatch, rows_of
+from hnf_offline.profile.counted import CountedGraph
+from hnf_offline.profile.effort import spend
+from hnf_offline.profile.suffix.blocks import CallOrder, unfused
 from hnf_offline.profile.suffix.calibration import Calibration
 from hnf_offline.profile.suffix.products import Request, SuffixProducts
 from hnf_offline.run.model.layers import Layer
@@ -79,7 +81,7 @@ def exact_graph(
         if value.requires_grad and (names is None or name in names)
     }
     losses = [partial(loss, batch) for batch in batches]
-    return HessianGraph(losses, [batch.weight for batch in batches], parameters, keep=keep)
+    return CountedGraph(batches, losses, [batch.weight for batch in batches], parameters, keep=keep)
 
 
 class LayerProducts:
@@ -148,10 +150,12 @@ class LayerProducts:
         Returns:
             One [size of its layer] product a layer.
         """
+        self._count(layers)
         if layers[0].path in self._calibration.exact:
             return block_products(self._exact(), [layer.parts for layer in layers], vectors)
         steps = self._calibration.steps
         if self._suffix is None:
+            spend("forward", rows_of(self._batches))
             self._suffix = SuffixProducts(
                 self._module, self._calibration.order, self._batches, self._gradients, copies=self._copies
             )
@@ -160,10 +164,29 @@ class LayerProducts:
             for layer, vector in zip(layers, vectors, strict=True)
         ])
 
+    def _count(self, layers: Sequence[Layer]) -> None:
+        rows, exact = rows_of(self._batches), layers[0].path in self._calibration.exact
+        for layer in layers:
+            share = share_behind(self._calibration.order, layer)
+            spend("layer product" if exact else "layer difference", rows, share=share)
+
     def _exact(self) -> HessianGraph:
         if self._graph is None:
             self._graph = exact_graph(self._module, self._batches, keep=self._keep)
         return self._graph
+
+
+def share_behind(order: CallOrder, layer: Layer) -> float:
+    """Say which share of a forward pass lies at or behind a layer.
+
+    Args:
+        order: the blocks of the module.
+        layer: the layer.
+
+    Returns:
+        Above 0, at most 1.
+    """
+    return 1 - order.stage(layer) / (len(order.blocks) + 1)
 
 
 def bytes_of(layer: Layer, like: Mapping[str, Tensor]) -> int:

@@ -46,6 +46,8 @@ class Profile:
         cached: checkpoints taken from the cache.
         parameters: parameters of the model, None without a model.
         device: where it ran.
+        forwards: forward passes of all replayed rows that a checkpoint was worth, the mean of those computed now.
+        peak_bytes: memory at the peak of those, weights included; 0 where all came from the cache.
     """
 
     table: pl.DataFrame
@@ -54,6 +56,8 @@ class Profile:
     cached: int
     parameters: int | None
     device: str
+    forwards: float = 0.0
+    peak_bytes: int = 0
 
 
 def profile_run(
@@ -132,7 +136,17 @@ def profile_run(
         )
     result = join_shards([*frames, *measured])
     write_parquet(out / "profile.parquet", result)
-    return Profile(result, skipped, len(measured), len(frames), parameters, ", ".join(devices))
+    done = [one for one in ended if isinstance(one, Finished) and one.frame is not None]
+    return Profile(
+        result,
+        skipped,
+        len(measured),
+        len(frames),
+        parameters,
+        ", ".join(devices),
+        sum(one.forwards for one in done) / max(1, len(done)),
+        max((one.peak_bytes for one in done), default=0),
+    )
 
 
 def _in_order(ended: Sequence[Finished | Lost]) -> tuple[tuple[Path, str, str], ...]:

@@ -15,11 +15,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hnf_offline.linalg.hessian import HessianGraph
+from hnf_offline.linalg.hessian import HessianGraph, block_products
 from hnf_offline.linalg.trace import TraceEstimate, XTrace
-from hnf_offline.profile.layer_curvature import exact_graph
+from hnf_offline.profile.batch import rows_of
+from hnf_offline.profile.effort import spend
+from hnf_offline.profile.layer_curvature import exact_graph, share_behind
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.suffix.blocks import CallOrder
 from hnf_offline.quantities.registry import computable
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.table import Row
@@ -48,8 +51,8 @@ class LayerOperators(Protocol):
 class ExactBlocks:
     """Blocks of a graph of second derivatives, one after another."""
 
-    def __init__(self, graph: HessianGraph) -> None:
-        self._graph = graph
+    def __init__(self, graph: HessianGraph, rows: int = 0, order: CallOrder | None = None) -> None:
+        self._graph, self._rows, self._order = graph, rows, order
 
     def groups(self, layers: Sequence[Layer]) -> list[tuple[float, list[Layer]]]:
         """Put every layer into a group of its own.
@@ -65,7 +68,10 @@ class ExactBlocks:
         Returns:
             One [size of its layer] product a layer.
         """
-        return [self._graph.block(layer.parts)(vector) for layer, vector in zip(layers, vectors, strict=True)]
+        for layer in layers:
+            share = 0.5 if self._order is None else share_behind(self._order, layer)
+            spend("layer product", self._rows, share=share)
+        return block_products(self._graph, [layer.parts for layer in layers], vectors)
 
 
 def layer_trace_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
@@ -83,7 +89,9 @@ def layer_trace_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
     if not bool(torch.isfinite(graph.loss)):
         return []
     name = subject.training_batch_name if several else subject.name
-    return trace_rows(subject, settings, ExactBlocks(graph), graph.loss, name)
+    known = subject.products.calibration
+    blocks = ExactBlocks(graph, rows_of(batches), None if known is None else known.order)
+    return trace_rows(subject, settings, blocks, graph.loss, name)
 
 
 def trace_rows(

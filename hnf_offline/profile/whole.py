@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hnf_offline.linalg.differences import RELATIVE_STEP, GradientDifferences
 from hnf_offline.linalg.hessian import Block, HessianGraph
 from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.counted import CountedDifferences
 from hnf_offline.profile.layer_curvature import exact_graph
 from hnf_offline.profile.suffix.blocks import unfused
 from hnf_offline.profile.suffix.restart import evaluate_with
@@ -53,7 +54,8 @@ def whole_hessian(
     if exact:
         return exact_graph(module, batches, keep=keep_graphs)
     parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    return GradientDifferences(losses_of(module, batches), [batch.weight for batch in batches], parameters)
+    weights = [batch.weight for batch in batches]
+    return CountedDifferences(batches, losses_of(module, batches), weights, parameters)
 
 
 def block_of_all(hessian: Hessian, layers: Sequence[Layer]) -> Block:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.effort import spend
 from hnf_offline.profile.exhaustion import is_out_of_memory
 from hnf_offline.profile.maps.capture import first_tensor
 from hnf_offline.profile.maps.measure import SEQUENCES
@@ -118,6 +119,7 @@ def _replayed(subject: Subject, batches: Sequence[MicroBatch]) -> tuple[Tensor, 
         with torch.no_grad():
             for batch in batches:
                 losses.append(_loss(module, batch))
+                spend("forward", len(batch.tokens))
                 for handle in handles:
                     handle.remove()
     finally:
