@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hnf_offline.profile.memory import free_bytes, plan_memory, saved_bytes
+from hnf_offline.profile.memory import LAYER_VECTORS, free_bytes, plan_memory, saved_bytes
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 
 MiB = 1 << 20
@@ -40,6 +40,31 @@ def test_a_plan_with_room_for_more_than_a_row_stays_within_its_share(
     plan = plan_memory(row, rows, parameters, free)
     if plan.rows > 1:
         assert plan.peak_bytes <= free // 2
+
+
+@given(row=st.integers(8 * MiB, 64 * MiB), rows=st.integers(8, 256), parameters=st.integers(0, MiB))
+def test_graphs_and_vectors_take_what_one_gradient_of_the_batch_takes(
+    row: int, rows: int, parameters: int
+) -> None:
+    plan = plan_memory(2 * row, rows, parameters, 1 << 50, ordinary_bytes=row)
+    gradient = row * rows + parameters
+    if plan.rows > 1:
+        assert plan.peak_bytes - parameters <= gradient
+    assert not plan.keep_graphs
+    assert plan.lot_bytes * LAYER_VECTORS <= gradient / 4
+
+
+def test_graphs_of_a_small_batch_are_kept_since_they_go_together_anyway() -> None:
+    plan = plan_memory(1000, 16, 4000, 8 << 30)
+    assert (plan.rows, plan.keep_graphs) == (16, True)
+    large = plan_memory(MiB, 1, 500 * MiB, 64 << 30)  # one row: building its graph anew would save nothing
+    assert (large.rows, large.keep_graphs) == (1, True)
+
+
+def test_what_training_saves_is_no_more_than_what_the_math_kernel_saves() -> None:
+    module = GPT(GPTConfig(50, 64, 2, 4, 16)).initialise(torch.Generator().manual_seed(0)).eval()
+    tokens = torch.zeros(2, 64, dtype=torch.int64)
+    assert 0 < saved_bytes(module, tokens, None, plain=False) < saved_bytes(module, tokens, None)
 
 
 def test_what_a_forward_pass_keeps_grows_with_the_rows() -> None:
