@@ -1,4 +1,4 @@
-"""Memory over a long run, in the gradient tier: of a checkpoint little more than its rows of the table stays."""
+"""Memory over a long run: of a checkpoint little more than its rows of the table stays."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def resident_kb() -> float:
 @pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="the system does not list its memory as a file"
 )
+@pytest.mark.parametrize("tier", ["gradient", "curvature"])
 def test_the_memory_of_a_hundred_checkpoints_is_that_of_twenty(
-    record_run: Callable[..., Path], tmp_path: Path
+    record_run: Callable[..., Path], tmp_path: Path, tier: str
 ) -> None:
     run = open_run(record_run(tmp_path / "long", every=1, steps=100))
     assert len(run.checkpoints) == 100
@@ -39,9 +40,12 @@ def test_the_memory_of_a_hundred_checkpoints_is_that_of_twenty(
             gc.collect()
             measured.append(resident_kb())
 
-    profile_run(run, ProfileSettings("gradient", rows=4, device="cpu"), tmp_path / "out", on_progress=note)
+    settings = ProfileSettings(tier, rows=4, device="cpu", accuracy="screen")
+    profile_run(run, settings, tmp_path / "out", on_progress=note)
     assert len(measured) == 100
     settled = measured[20:]
-    slope = float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
-    print(f"{slope:.1f} kB a checkpoint, {measured[0]:.0f} -> {measured[20]:.0f} -> {measured[-1]:.0f} kB")
+    fitted, covariance = np.polyfit(np.arange(len(settled)), settled, 1, cov=True)
+    slope, error = float(fitted[0]), float(covariance[0, 0]) ** 0.5
+    course = " -> ".join(f"{measured[place]:.0f}" for place in (0, 20, -1))
+    print(f"{slope:.1f} +- {2 * error:.1f} kB a checkpoint, {course} kB")
     assert slope < KEPT_KB
