@@ -1,29 +1,73 @@
-"""What a checkpoint costs: forward passes by counting products, seconds by timing one forward pass."""
+"""What a checkpoint costs: forward passes by counting products, seconds from a probe of one layer.
+
+The same units as `effort` counts while a profile runs, so that the two can be held against each other. How many
+products a spectrum takes is not known beforehand: the table below holds what profiles took on average.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hnf_offline.profile.directions import UPDATE_FORWARDS
+from hnf_offline.linalg.hessian import block_products
+from hnf_offline.linalg.stopping import ACCURACIES, SCREEN
+from hnf_offline.profile.densities import PROBES, STEPS
+from hnf_offline.profile.directions import DIRECTION_PRODUCTS, UPDATE_FORWARDS
+from hnf_offline.profile.effort import FORWARDS
+from hnf_offline.profile.layer_curvature import LayerProducts, exact_graph, share_behind
 from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
+from hnf_offline.profile.suffix.blocks import CallOrder, call_order
+from hnf_offline.profile.suffix.calibration import all_exact
+from hnf_offline.profile.whole import allows_differences
+from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
 
-#: Products that one end of a spectrum takes, as a rule, and what a product costs in forward passes: of the whole
-#: model, and of one layer on average (only the part of the graph behind the layer is walked).
-WHOLE_PRODUCTS, LAYER_PRODUCTS = 9, 5
-WHOLE_FORWARDS, LAYER_FORWARDS = 5.0, 1.6
-#: Exact products of the whole model for one spectral density (`densities.PROBES` times `densities.STEPS`).
-DENSITY_PRODUCTS = 160
-#: The tier full: its layer maps, in forward passes of the short sequences they look at (measured on decoders of d = 64
-#: to 256 on one CPU core: 1070, 780, 490, 340, falling with the width), and replays in the two reduced precisions.
-MAP_FORWARDS, PRECISION_FORWARDS = 600.0, 11.0
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Products that spectra take on average.
+
+    Attributes:
+        whole: of H, the whole model.
+        whole_scaled: of A^1/2 H A^1/2, the whole model.
+        layer: of a layer's block of H.
+        layer_scaled: of a layer's block of A^1/2 H A^1/2.
+    """
+
+    whole: float
+    whole_scaled: float
+    layer: float
+    layer_scaled: float
+
+
+#: As `python -m benchmarks.plan` prints them (three models, accuracy by accuracy); update them with the stop rules.
+PRODUCTS: Mapping[str, Products] = {
+    "screen": Products(10, 5, 2.8, 3),
+    "standard": Products(12, 10, 8, 8),
+    "certified": Products(38, 20, 29, 17),
+}
+#: Exact products of the whole model for one spectral density.
+DENSITY_PRODUCTS, WHOLE_FORWARDS = PROBES * STEPS, FORWARDS["whole product"]
+#: Replays of the tier full in three precisions.
+PRECISION_FORWARDS = 3.0
+#: Rows that are watched to find the order of calls.
+_WATCHED = 2
+
+
+def _chosen(session: Session, settings: ProfileSettings) -> list[Layer]:
+    return [
+        layer
+        for layer in session.layers
+        if settings.layers is None or fnmatchcase(layer.path, settings.layers)
+    ]
 
 
 def measured_layers(session: Session, settings: ProfileSettings) -> int:
@@ -32,59 +76,161 @@ def measured_layers(session: Session, settings: ProfileSettings) -> int:
     Returns:
         The number of layers that `--layers` selects.
     """
-    return sum(
-        settings.layers is None or fnmatchcase(layer.path, settings.layers) for layer in session.layers
-    )
+    return len(_chosen(session, settings))
 
 
 def forward_passes(session: Session, settings: ProfileSettings, *, with_state: bool) -> float:
     """Estimate the cost of one checkpoint in forward passes of all replayed rows.
 
+    What is spent once a run (calibration) or only where S is alarming (a second look at accuracy screen) is not in it.
+
     Args:
         session: module, layers and rows.
-        settings: the tier and the layers.
+        settings: the tier, the accuracy and the layers.
         with_state: whether optimizer state is there, so that everything is solved a second time, scaled.
 
     Returns:
         Forward passes.
     """
     tier = TIERS.index(settings.tier)
-    passes = 2.0 + (3.0 if tier >= TIERS.index("gradient") else 0.0)
+    parts = len(session.training_batches)
+    passes = 1.0 + 1.0 / parts  # every row once, and the training batch that follows
+    again = 0.0 if session.memory.keep_graphs else FORWARDS["graph"]
+    whole = FORWARDS["whole product"] + again
     if settings.density:
-        passes += DENSITY_PRODUCTS * WHOLE_FORWARDS * (2 if with_state else 1)
+        passes += FORWARDS["graph"] + DENSITY_PRODUCTS * whole * (2 if with_state else 1)
+    if tier < TIERS.index("gradient"):
+        return passes
+    exact = _wants_exact(session, settings)
+    if tier < TIERS.index("stability") or not (exact or with_state):
+        passes += FORWARDS["gradient"]
+    else:
+        passes += FORWARDS["graph"]
     if tier < TIERS.index("stability"):
         return passes
-    parts = len(session.training_batches)
-    whole = WHOLE_PRODUCTS * WHOLE_FORWARDS
-    layers = measured_layers(session, settings) * LAYER_PRODUCTS * LAYER_FORWARDS / parts
+    products = PRODUCTS[settings.accuracy]
+    if with_state:
+        passes += (products.whole_scaled + DIRECTION_PRODUCTS) * whole + UPDATE_FORWARDS
+        if parts > 1:  # every training batch once more, for the range of S
+            passes += FORWARDS["graph"] + _unsure(settings, products.whole_scaled) * whole
     if tier < TIERS.index("curvature"):
-        layers = 0.0
-    else:
-        passes += whole + layers
-        passes += measured_layers(session, settings) * settings.traces * LAYER_FORWARDS / parts
+        return passes
+    passes += products.whole * (whole if exact or with_state else FORWARDS["gradient"])
+    passes += _layer_passes(session, settings, exact=exact, with_state=with_state) / parts
     if tier >= TIERS.index("full"):
         tokens = session.batch.tokens
-        passes += PRECISION_FORWARDS + MAP_FORWARDS * tokens[:SEQUENCES, :LENGTH].numel() / max(
-            1, tokens.numel()
-        )
-    if with_state:
-        spread = whole if parts > 1 else 0.0  # every training batch once more, for the range of S
-        passes += whole + spread + layers + 3 * WHOLE_FORWARDS + UPDATE_FORWARDS
+        short = tokens[:SEQUENCES, :LENGTH].numel() / max(1, tokens.numel())
+        passes += PRECISION_FORWARDS + FORWARDS["map"] * short
     return passes
 
 
-def forward_seconds(session: Session, repeats: int = 3) -> float:
-    """Time one forward pass of all replayed rows, under the attention kernel that profiling uses.
+def _wants_exact(session: Session, settings: ProfileSettings) -> bool:
+    return ACCURACIES[settings.accuracy].residual < SCREEN.residual or not allows_differences(session.module)
+
+
+def _unsure(settings: ProfileSettings, products: float) -> float:
+    # The spread over training batches is solved without a second vector.
+    return max(1.0, products - ACCURACIES[settings.accuracy].fresh)
+
+
+def _layer_passes(session: Session, settings: ProfileSettings, *, exact: bool, with_state: bool) -> float:
+    """Passes of the rows that layers are replayed on."""
+    layers, products, order = _chosen(session, settings), PRODUCTS[settings.accuracy], order_of(session)
+    behind = sum(share_behind(order, layer) for layer in layers)
+    scaled = products.layer_scaled if with_state else 0.0
+    passes = 0.0
+    if len(session.training_batches) > 1:
+        passes += FORWARDS["graph" if exact or with_state else "gradient"]
+    if exact:
+        passes += (products.layer + scaled) * behind * FORWARDS["layer product"]
+    else:
+        # The gradient that differences are taken from, and what every restart remembers.
+        passes += FORWARDS["gradient"] + FORWARDS["forward"]
+        passes += products.layer * behind * FORWARDS["layer difference"]
+        passes += scaled * behind * FORWARDS["layer product"]
+    exact_rounds = (max(products.layer, scaled) if exact else scaled) + _SLOWEST
+    if not session.memory.keep_graphs and (exact or with_state):
+        passes += _lots(session, layers, order) * exact_rounds * FORWARDS["graph"]
+    if settings.traces:
+        passes += FORWARDS["graph"] + behind * settings.traces * FORWARDS["layer product"]
+        if not session.memory.keep_graphs:
+            passes += len(layers) * settings.traces * FORWARDS["graph"]
+    return passes
+
+
+#: Rounds that the slowest layer of a lot takes beyond the average one.
+_SLOWEST = 4.0
+
+
+def _lots(session: Session, layers: Sequence[Layer], order: CallOrder) -> int:
+    """Lots of layers that share each graph that is built again."""
+    graph = _Gradients({name: value.detach() for name, value in session.module.named_parameters()})
+    products = LayerProducts(
+        session.module,
+        (),
+        graph,  # type: ignore[arg-type]
+        all_exact(order, layers),
+        copies=1,
+        keep_graphs=False,
+        lot_bytes=session.memory.lot_bytes,
+    )
+    return len(products.groups(layers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    """Stands for a Hessian where only the shapes of its gradients are looked at."""
+
+    gradients: Mapping[str, torch.Tensor]
+
+
+def order_of(session: Session) -> CallOrder:
+    """Find which blocks the module calls one after another, from a few rows, whatever its weights are.
 
     Returns:
-        Seconds, the median of a few.
+        The order.
     """
-    batches = session.batch.cut(session.memory.rows, session.device)
+    known = session.products.calibration
+    if known is not None:
+        return known.order
+    batch = session.batch.cut(_WATCHED, session.device)[0]
+    return call_order(
+        session.module,
+        lambda times: evaluate(
+            session.module,
+            batch.tokens.repeat([times] + [1] * (batch.tokens.ndim - 1)),
+            None if batch.labels is None else batch.labels.repeat([times] + [1] * (batch.labels.ndim - 1)),
+        ),
+    )
+
+
+def forward_seconds(session: Session, repeats: int = 3) -> float:
+    """Time what one forward pass of all replayed rows comes to within a profile, under the kernel that it uses.
+
+    A probe of one micro-batch: a forward pass, a graph of second derivatives, and a product of the layer in the
+    middle; divided by what they count.
+
+    Returns:
+        Seconds a forward pass, the median of a few.
+    """
+    batch = session.batch.cut(session.memory.rows, session.device)[0]
+    layer, order = session.layers[len(session.layers) // 2], order_of(session)
+    counts = FORWARDS["forward"] + FORWARDS["graph"] + FORWARDS["layer product"] * share_behind(order, layer)
+    vector = torch.ones(layer.size, device=session.device, dtype=next(session.module.parameters()).dtype)
+
+    def wait() -> None:
+        if session.device.type == "cuda":
+            torch.cuda.synchronize(session.device)
+
     seconds: list[float] = []
     for _ in range(repeats):
+        wait()
         began = time.perf_counter()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            losses = [evaluate(session.module, batch.tokens, batch.labels).loss for batch in batches]
-        sum(float(loss) for loss in losses)  # waits for the device
+            evaluate(session.module, batch.tokens, batch.labels)
+        graph = exact_graph(session.module, [batch], keep=True)
+        block_products(graph, [layer.parts], [vector])
+        wait()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+        del graph
+    return statistics.median(seconds) / counts * len(session.batch.tokens) / len(batch.tokens)

@@ -25,8 +25,10 @@ ROUNDING = 4
 CANCELLED = 1e-4
 #: Two derivatives along the update agree when they differ by less than this share of sum |g_i u_i|.
 AGREES = 1e-2
-#: Forward passes for the next update beside one product: losses before and after, search, derivative of the logits.
-UPDATE_FORWARDS = 2 + 6 + 3
+#: Products of the whole model for directions: along gradient, update, and the update with its weight decay.
+DIRECTION_PRODUCTS = 3
+#: Forward passes for the next update beside them: losses before and after, search, derivative of the logits.
+UPDATE_FORWARDS = 2 + 5 + 2
 
 
 def direction_rows(

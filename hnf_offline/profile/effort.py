@@ -16,16 +16,18 @@ from typing import Literal
 #: Kinds of work.
 Work = Literal["forward", "gradient", "graph", "whole product", "layer product", "layer difference", "map"]
 
-#: What a unit of each kind takes, in forward passes of the same rows. A product or difference of one layer: times the
-#: share of the model that lies at or behind the layer. `python -m benchmarks.plan` prints what they are where it runs.
+#: What a unit of each kind takes, in forward passes of the same rows; `python -m benchmarks.plan` prints what they are.
+#: These lie between those of a decoder of d = 64 and a GPT-2 of d = 96 on one CPU core. A product or difference of one
+#: layer: times the share of the model at or behind it. Maps: of the few short sequences they look at (1070, 780, 490,
+#: 340 on decoders of d = 64 to 256); what happens within them is not counted finer.
 FORWARDS: dict[Work, float] = {
     "forward": 1.0,
-    "gradient": 3.0,
-    "graph": 3.5,
-    "whole product": 5.0,
-    "layer product": 3.2,
-    "layer difference": 2.5,
-    "map": 1.0,
+    "gradient": 2.0,
+    "graph": 2.5,
+    "whole product": 4.5,
+    "layer product": 2.7,
+    "layer difference": 1.8,
+    "map": 600.0,
 }
 
 
@@ -55,7 +57,7 @@ _effort: ContextVar[Effort | None] = ContextVar("effort", default=None)
 
 @contextmanager
 def counted() -> Iterator[Effort]:
-    """Count what is spent inside; a count outside of it hears nothing of that.
+    """Count what is spent inside; a count outside of it gets it at the end.
 
     Yields:
         The count, which grows.
@@ -66,6 +68,10 @@ def counted() -> Iterator[Effort]:
         yield effort
     finally:
         _effort.reset(token)
+        outer = _effort.get()
+        if outer is not None:
+            outer.rows += effort.rows
+            outer.units.update(effort.units)
 
 
 def spend(work: Work, rows: int, *, times: float = 1.0, share: float = 1.0) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
+from hnf_offline.profile.batch import rows_of
 from hnf_offline.profile.derivatives import derivative_rows
+from hnf_offline.profile.effort import spend
 from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.forward import forward_rows
 from hnf_offline.profile.maps import map_rows, precision_rows
+from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.memory import MemoryPlan, copies_together
 from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
@@ -44,6 +47,11 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
     if tier >= TIERS.index("curvature") and settings.traces:
         rows += layer_trace_rows(subject, settings)
     if tier >= TIERS.index("full"):
+        short, whole = (
+            subject.batches[0].tokens[:SEQUENCES, :LENGTH],
+            sum(b.tokens.numel() for b in subject.batches),
+        )
+        spend("map", rows_of(subject.batches), share=short.numel() / whole)
         rows += map_rows(subject, settings) + precision_rows(subject)
     return rows
 
