@@ -46,12 +46,16 @@ class Measured:
         table: the long table, empty where the run has no checkpoints.
         device: where it was measured, "" where nothing was.
         parameters: parameters of the model, None where it is not known.
+        forwards: forward passes of all replayed rows that a checkpoint was worth; 0 where none was measured now.
+        peak_bytes: memory at the peak of those, weights included.
     """
 
     run: Run
     table: pl.DataFrame
     device: str = ""
     parameters: int | None = None
+    forwards: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,12 @@ def measure(
         )
     passed_over = tuple(Skipped(path, reason, remedy) for path, reason, remedy in profile.skipped)
     return Measured(
-        replace(run, skipped=run.skipped + passed_over), profile.table, profile.device, profile.parameters
+        replace(run, skipped=run.skipped + passed_over),
+        profile.table,
+        profile.device,
+        profile.parameters,
+        profile.forwards,
+        profile.peak_bytes,
     )
 
 

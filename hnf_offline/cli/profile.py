@@ -102,6 +102,8 @@ def profile(
         "checkpoints": table["step"].n_unique(),
         "layers": table["layer"].n_unique(),
         "quantities": names,
+        "forwards": measured.forwards,
+        "peak_bytes": measured.peak_bytes,
     }
     if as_json:
         return emit_json(told)
@@ -112,4 +114,9 @@ def profile(
             f"{told['rows']} values: {told['checkpoints']} checkpoints, {told['layers']} layers, "
             f"{len(names)} quantities"
         )
+        if measured.forwards:
+            emit(
+                f"{measured.forwards:,.0f} forward passes a checkpoint, "
+                f"{measured.peak_bytes / 2**20:,.0f} MiB at the peak"
+            )
     return emit(str(file))

@@ -25,6 +25,7 @@ from hnf_offline.profile.densities import (
     nodes_of,
     steps_in_memory,
 )
+from hnf_offline.profile.effort import FORWARDS
 from hnf_offline.profile.session import open_session, optimizer_of
 from hnf_offline.quantities.spectrum import negative_share, share_above_edge
 from hnf_offline.run import open_run
@@ -114,7 +115,8 @@ def test_a_plan_counts_the_products(tiny: Path, tmp_path: Path) -> None:
         plan(run, replace(LAST, tier="gradient", density=asked), tmp_path).forwards for asked in (True, False)
     )
     assert measuring.PROBES * measuring.STEPS == DENSITY_PRODUCTS
-    assert with_it - without == pytest.approx(2 * DENSITY_PRODUCTS * WHOLE_FORWARDS)
+    products = 2 * DENSITY_PRODUCTS * WHOLE_FORWARDS
+    assert with_it - without == pytest.approx(products + FORWARDS["graph"])
 
 
 def test_formulas_of_the_shares() -> None:
