@@ -71,6 +71,8 @@ class Comparison:
         weight_distances: by step, then depth.
         spikes_a, spikes_b, alarms_a, alarms_b: from both findings.
         incomparable: sentences on what could not be compared, and why.
+        loss_test: paired t test of the losses over the second half of the common steps: "first", "last", "rows",
+            "effective_rows", "difference", "low", "high", "t", "p"; None where there are too few rows.
     """
 
     a: Mapping[str, Any]
@@ -88,6 +90,7 @@ class Comparison:
     alarms_b: tuple[Alarm, ...]
     incomparable: tuple[str, ...]
     made: Mapping[str, Any]
+    loss_test: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the comparison as one JSON value.

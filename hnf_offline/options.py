@@ -194,6 +194,20 @@ Column = Annotated[
         help="Which column of the log is the step, loss, grad_norm or learning_rate: loss=train/lm_loss.",
     ),
 ]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        "--target", metavar="LOSS", help="First step at which the loss (median of 20 rows) is this low."
+    ),
+]
+Scalers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scaler",
+        metavar="INIT,GROWTH,INTERVAL",
+        help="Count the updates that this loss scaler would have skipped: 1024,1.5,200; give it again for more.",
+    ),
+]
 NoMemoryMap = Annotated[
     bool, typer.Option("--no-mmap", help="Read weight files instead of mapping them (network disks).")
 ]

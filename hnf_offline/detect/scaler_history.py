@@ -118,8 +118,7 @@ def _limits(log: pl.DataFrame, largest: str | None) -> tuple[Floats, Floats] | s
     """The scale from which on each update overflows: at least the first, at most the second.
 
     From the largest gradient both are 65520 / max|g|. From scales and overflows: an update that overflowed does
-    so at every higher scale, one that did not does not at any lower one. A row may give the scale before or after
-    its update, so the higher of two neighbours is taken for an overflow, the lower for none.
+    so at every higher scale, one that did not does not at any lower one.
 
     Returns:
         The bounds of each step, or the reason why there are none.
@@ -136,10 +135,29 @@ def _limits(log: pl.DataFrame, largest: str | None) -> tuple[Floats, Floats] | s
         return "the loss scale is not logged at every step"
     at, skipped = skips(log)
     overflowed = np.isin(steps, at[skipped > 0])
-    before = np.append(scale[0], scale[:-1])
-    known_overflow = np.where(overflowed, np.maximum(scale, before), np.inf)
-    known_clean = np.where(overflowed, 0.0, np.minimum(scale, before))
+    lowest, highest = _tried(scale, overflowed)
+    known_overflow = np.where(overflowed, highest, np.inf)
+    known_clean = np.where(overflowed, 0.0, lowest)
     return np.nextafter(known_clean, np.inf) * (known_clean > 0), known_overflow
+
+
+def _tried(scale: Floats, overflowed: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Bounds of the scale that each update was tried at: a row may give the one before or after its update.
+
+    The falls tell which: in the row of an overflow the scale was logged after the update, in the next row before.
+
+    Returns:
+        The lowest and the highest it can have been, equal where the falls decide.
+    """
+    before = np.append(scale[0], scale[:-1])
+    falls = scale < before
+    after_update = int((overflowed & falls).sum())
+    before_update = int((overflowed[:-1] & falls[1:]).sum())
+    if before_update > after_update:
+        return scale, scale
+    if after_update > before_update:
+        return before, before
+    return np.minimum(scale, before), np.maximum(scale, before)
 
 
 def _dense(steps: NDArray[np.int64]) -> bool:

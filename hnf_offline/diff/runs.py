@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.comparison import Comparison
+from hnf_offline.detect.paired import paired_test
 from hnf_offline.diff.configuration import configuration_differences, logged_learning_rate
 from hnf_offline.diff.incomparable import alignment, not_comparable
 from hnf_offline.diff.separation import LOG_FLOOR, PROFILE_FLOOR, in_order, separate
@@ -65,6 +67,8 @@ def compare(
     verdict, facts = tell(
         configuration, separations, distances, logs, aligned, incomparable, run_a.gap or run_b.gap
     )
+    losses = next((series for name, series in logs if name == "loss"), None)
+    test = None if losses is None else paired_test(losses.steps, losses.a, losses.b)
     return Comparison(
         a=findings_a.run,
         b=findings_b.run,
@@ -81,4 +85,5 @@ def compare(
         alarms_b=findings_b.alarms,
         incomparable=incomparable,
         made=dict(made or {}),
+        loss_test=None if test is None else asdict(test),
     )

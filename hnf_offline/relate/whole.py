@@ -10,9 +10,11 @@ import numpy as np
 from hnf_offline.detect.alarms import all_alarms
 from hnf_offline.detect.cusum import change_points_cusum
 from hnf_offline.detect.growth import growth
+from hnf_offline.detect.learning_curve import learning_curve
 from hnf_offline.detect.pathologies import pathologies
 from hnf_offline.detect.pelt import change_points_pelt
 from hnf_offline.detect.regimes import regimes
+from hnf_offline.detect.scaler_history import mixed_precision
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.findings import ChangePoint, Findings, Growth, ReplayCheck
 from hnf_offline.relate.advice import advice
@@ -126,6 +128,8 @@ def find(
             "auroc": aurocs(saved, rows, spikes, scored, gap),
         },
         zooms=tuple(dict(zoom) for zoom in zooms),
+        curve=learning_curve(rows, spikes),
+        precision=mixed_precision(rows),
         made=dict(made or {}),
     )
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hnf_offline.comparison import Comparison
 from hnf_offline.findings import Alarm, Spike
+from hnf_offline.quantities import catalogue
 from hnf_offline.report import figures, svg, svg_map, words
 from hnf_offline.report.comparison_panels import both_losses, ratio_map
-from hnf_offline.report.comparison_text import comparison_summary, spelled
+from hnf_offline.report.comparison_text import comparison_summary, loss_test, spelled
 from hnf_offline.report.files import strict_json, whole, write_text
 from hnf_offline.report.page import map_context, methods
 from hnf_offline.report.pooling import pooled
@@ -71,7 +72,10 @@ def write_comparison(
             **_context(comparison),
             key_picture=None if losses is None else svg.chart(losses),
             map=None if grid is None else map_context(grid),
-            methods=[one for one in methods(profile_a) if one in methods(profile_b)],
+            methods=[
+                *(one for one in methods(profile_a) if one in methods(profile_b)),
+                *([catalogue()["loss.paired_t"]] if comparison.loss_test else ()),
+            ],
             command=command,
             links=["diff.json", *(f"figures/{name}.png" for name, _ in drawn)],
             made=[
@@ -129,6 +133,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
             }
             for one in shown
         ],
+        "loss_test": loss_test(comparison),
         "separations_left_out": _left_out(len(comparison.separations) - len(shown), "more in diff.json"),
         "distances": _distances(comparison),
         "side_by_side": _side_by_side(comparison),

@@ -1,4 +1,4 @@
-"""Two runs at the terminal: the verdict first, at most eleven lines."""
+"""Two runs at the terminal: the verdict first, at most thirteen lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hnf_offline.report import words
 from hnf_offline.report.series import symbol
 from hnf_offline.report.text import ascii_only, clean, number, plural, shorten
 
-MOST_LINES = 11
+MOST_LINES = 13
 
 
 def comparison_summary(
@@ -18,7 +18,7 @@ def comparison_summary(
     """Sum a comparison up: verdict, facts, what parts first, which settings differ, what is incomparable.
 
     Returns:
-        At most eleven lines of at most `width` columns.
+        At most thirteen lines of at most `width` columns.
     """
     width = max(width, 40)
     word = comparison.verdict.get("word", "Cannot say")
@@ -31,6 +31,8 @@ def comparison_summary(
     lines = [_lines(names, width, 1)[0], *(f"\x1b[1m{line}\x1b[0m" if color else line for line in verdict)]
     for fact in comparison.facts[:4]:
         lines += _lines(f"{clean(fact.get('label', ''))}: {clean(fact.get('value', ''))}", width, 1)
+    tested = loss_test(comparison)
+    lines += _lines(tested, width, 2) if tested else []
     parted = [one for one in comparison.separations if one.step is not None][:3]
     if parted:
         lines += _lines("part: " + "; ".join(parting(one) for one in parted), width, 1)
@@ -47,6 +49,22 @@ def comparison_summary(
     )
     text = "\n".join(lines[:MOST_LINES])
     return text if unicode else ascii_only(text)
+
+
+def loss_test(comparison: Comparison) -> str:
+    """Tell the paired test of the two losses.
+
+    Returns:
+        A sentence, "" where there were too few common rows.
+    """
+    test = comparison.loss_test
+    if test is None:
+        return ""
+    return (
+        f"loss A - B over steps {test['first']:,} to {test['last']:,}: {test['difference']:+.2g} "
+        f"[{test['low']:+.2g} to {test['high']:+.2g}], p {number(test['p'], 2)} (paired t, "
+        f"{number(test['effective_rows'])} independent of {test['rows']:,} rows; one run of each)"
+    )
 
 
 def parting(one: Separation) -> str:

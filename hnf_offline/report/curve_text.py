@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hnf_offline.quantities import catalogue
+from hnf_offline.quantities.registry import Quantity
 from hnf_offline.report.text import clean, loss, number, plural
 
 #: Jumps of the learning rate that are told; findings.json has all.
@@ -166,3 +168,29 @@ def precision_lines(precision: Mapping[str, Any]) -> Iterator[str]:
 
 def _share(value: float) -> str:
     return f"{value:.1%}" if value >= 0.001 or value == 0 else f"{value:.1g}"
+
+
+#: What of the findings each quantity of the catalogue stands for.
+_SHOWN_BY = {
+    "window": ("loss.mean", "loss.deviation", "loss.skewness", "loss.excess_kurtosis"),
+    "explosion": ("loss.explosion_score",),
+    "validation": ("loss.validation_gap",),
+    "plateau": ("loss.plateau_score",),
+    "power_law": ("loss.power_law", "loss.expected_gain"),
+    "target": ("loss.steps_to_target",),
+    "schedule": ("loss.schedule_effect",),
+    "bands": ("gradient.norm_band",),
+    "skipped": ("scaler.skipped_share",),
+    "simulated": ("scaler.simulated_skips",),
+}
+
+
+def log_quantities(curve: Mapping[str, Any], precision: Mapping[str, Any]) -> list[Quantity]:
+    """Look up the catalogue's entries of what was computed from the log.
+
+    Returns:
+        Entries in catalogue order.
+    """
+    told = {**curve, **precision}
+    names = {name for key, shown in _SHOWN_BY.items() if told.get(key) for name in shown}
+    return [entry for name, entry in catalogue().items() if name in names]

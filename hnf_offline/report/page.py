@@ -12,6 +12,7 @@ from hnf_offline.findings import Advice, Findings, Growth, ReplayCheck
 from hnf_offline.quantities import catalogue
 from hnf_offline.report import figures, svg, svg_evidence, svg_map, words
 from hnf_offline.report.chart import Chart
+from hnf_offline.report.curve_text import curve_lines, log_quantities, precision_lines
 from hnf_offline.report.evidence import Predictors, Raster, predictors, raster, share
 from hnf_offline.report.faults import fault_rows, faults_counted, nav_mark, unsound
 from hnf_offline.report.files import strict_json, whole, write_text
@@ -203,6 +204,7 @@ def report_page(
         replay_checks=[words.replay_sentence(check) for check in _telling(findings)],
         replay_title=words.replay_title(findings.replay_checks) if findings.replay_checks else "",
         health=words.health(run),
+        curve=[*curve_lines(findings.curve), *precision_lines(findings.precision)],
         skipped=words.skipped(run),
         advice=[
             {
@@ -217,7 +219,7 @@ def report_page(
             }
             for one in findings.advice
         ],
-        methods=methods(profile),
+        methods=[*methods(profile), *log_quantities(findings.curve, findings.precision)],
         command=command,
         links=[*files, *(f"figures/{name}" for name in drawn)],
         made=_made(findings, files),

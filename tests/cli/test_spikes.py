@@ -18,7 +18,17 @@ def test_the_document_tells_the_log_its_spikes_and_its_events(hnf, write_log, tm
     lines = log.read_text().splitlines()
     log.write_text("\n".join([*lines[:60], "{broken", *lines[50:]]) + "\n")
     document = hnf("spikes", log, "--json").json
-    assert set(document) == {"schema", "rule", "log", "spikes", "events", "highest", "skipped"}
+    assert set(document) == {
+        "schema",
+        "rule",
+        "log",
+        "spikes",
+        "events",
+        "highest",
+        "skipped",
+        "curve",
+        "precision",
+    }
     assert document["schema"] == 1
     told = document["log"]
     assert (told["rows"], told["losses"], told["steps"]) == (200, 200, [1, 200])
