@@ -150,6 +150,14 @@ def test_what_both_lose_is_no_separation() -> None:
     assert separation(compared(log(broken), log(broken)), "loss").step is None
 
 
+def test_the_second_half_of_the_losses_is_tested_with_the_rows_that_count() -> None:
+    one, same, worse = log(decay(0)), log(decay(1)), log(decay(1) + 0.05)
+    apart, alike = compared(one, worse).loss_test, compared(one, same).loss_test
+    assert apart is not None and apart["p"] < 1e-3 and apart["low"] < -0.05 < apart["high"]
+    assert alike is not None and alike["p"] > 0.01 and alike["low"] < 0 < alike["high"]
+    assert compared(one, log(decay(0))).loss_test is None
+
+
 def test_the_layer_that_parts_first_is_named() -> None:
     late, early = ripple(1), ripple(2)
     a = {("layers.0.mlp", "gradient.norm"): late, ("layers.1.mlp", "gradient.norm"): early}

@@ -237,3 +237,28 @@ def test_a_report_of_a_slow_climb_says_diverged(hnf, tmp_path):
     verdict = hnf("report", log, "--json").json["verdict"]
     assert verdict["word"] == "Diverged"
     assert "climbed from 2" in verdict["sentence"]
+
+
+def test_a_target_and_a_loss_scaler_of_ones_own_are_told(hnf, tmp_path):
+    rows = [
+        {"step": step, "loss": 4 - step / 100, "grad_max": 1000.0 if step == 50 else 1e-3, "grad_norm": 1.0}
+        for step in range(1, 201)
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    document = hnf("spikes", log, "--target", "3", "--scaler", "512,2,10", "--json").json
+    assert document["curve"]["target"]["step"] == 110  # the median of twenty rows comes ten rows later
+    mine = document["precision"]["simulated"][-1]
+    assert (mine["initial"], mine["growth"], mine["interval"]) == (512, 2, 10)
+    # Step 50 overflows at 8192. From 4096 it doubles every ten steps; 4096 * 2^14 is above 65520 / .001 at step 191.
+    assert mine["skipped_if_unknown_is_clean"] == mine["skipped_if_unknown_overflows"] == 2
+    said = hnf("spikes", log, "--target", "3", "--scaler", "512,2,10").out
+    assert "target: loss 3.00 reached at step 110" in said
+    assert "scaler 512,2.00,10: would skip 2 of 200 updates" in said
+    assert "100.0% .5-5" in said
+
+
+@pytest.mark.parametrize("text", ["512", "512,1,10", "512,2,0", "0,2,10", "a,2,10"])
+def test_a_scaler_that_is_none_is_refused(hnf, write_log, tmp_path, text):
+    said = hnf("spikes", write_log(tmp_path / "log.jsonl"), "--scaler", text)
+    assert said.code == 2 and f"--scaler {text}" in said.err and "1024,1.5,200" in said.err
