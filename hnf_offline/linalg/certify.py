@@ -49,10 +49,7 @@ class CertifyingSpace(KrylovSpace):
 
     def _open(self) -> bool:
         assert self._ritz is not None
-        largest = abs(float(self._ritz.values[-1]))
-        return in_doubt(self._ritz, -1, largest) or (
-            self.rule.both_ends and in_doubt(self._ritz, 0, self._ritz.scale)
-        )
+        return any(in_doubt(self._ritz, end, size, self.rule) for end, size in self._wanted())
 
     def _join(self, fresh: Tensor) -> None:
         self._fresh = None

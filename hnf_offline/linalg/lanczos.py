@@ -14,7 +14,7 @@ from torch import Tensor
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
 from hnf_offline.linalg.krylov import KrylovSpace
 from hnf_offline.linalg.operator import SymmetricOperator
-from hnf_offline.linalg.stopping import STANDARD, StopRule
+from hnf_offline.linalg.stopping import STANDARD, Ends, StopRule
 
 __all__ = ["Eigenvalue", "Extremes", "lanczos_extremes"]
 
@@ -27,7 +27,7 @@ def lanczos_extremes(
     residual: float | None = None,
     minimum: int | None = None,
     maximum: int | None = None,
-    both_ends: bool | None = None,
+    ends: Ends | None = None,
 ) -> Extremes:
     """Find the extreme eigenvalues from a start vector.
 
@@ -38,7 +38,7 @@ def lanczos_extremes(
         residual: relative residual to stop at.
         minimum: fewest products.
         maximum: most products.
-        both_ends: whether the smallest eigenvalue has to converge too.
+        ends: which ends have to converge.
 
     Returns:
         Both ends, each with its residual, and the top Ritz vector.
@@ -58,7 +58,7 @@ def lanczos_extremes(
             residual=rule.residual if residual is None else residual,
             minimum=rule.minimum if minimum is None else minimum,
             maximum=rule.maximum if maximum is None else maximum,
-            both_ends=rule.both_ends if both_ends is None else both_ends,
+            ends=rule.ends if ends is None else ends,
         ),
     )
     while not space.finished:

@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hnf_offline.linalg.extremes import Extremes
-from hnf_offline.linalg.stopping import CERTIFIED
-from hnf_offline.profile.layer_curvature import LayerProblem, LayerProducts, layer_extremes
+from hnf_offline.linalg.stopping import CERTIFIED, StopRule
+from hnf_offline.profile.layer_curvature import (
+    LayerProblem,
+    LayerProducts,
+    layer_extremes,
+    start_vector,
+)
+from hnf_offline.profile.noise import Noise
 from hnf_offline.profile.suffix.calibration import Calibration
 
 #: From this S on, a value is looked at again (the band of the catalogue).
@@ -21,23 +27,32 @@ def second_look(
     calibration: Calibration,
     problems: Sequence[LayerProblem],
     solved: Sequence[Extremes],
+    noise: Noise,
 ) -> list[Extremes]:
     """Solve alarmed layers again, to the accuracy `certified`.
 
     Args:
         products: exact ones.
         calibration: of the products.
-        problems: scaled ones, each with a fresh vector.
+        problems: scaled ones.
         solved: what is known of them.
+        noise: for the fresh vectors.
 
     Returns:
         One result a problem, the alarmed ones new.
     """
     ranked = sorted(range(len(solved)), key=lambda number: -solved[number].largest.value)
     alarmed = [number for number in ranked[:MOST_ALARMED] if solved[number].largest.value >= ALARMED]
-    rule = replace(CERTIFIED, both_ends=False)
-    again = [replace(problems[number], start=solved[number].vector, rule=rule) for number in alarmed]
+    rule = replace(CERTIFIED, ends="largest")
+    again = [_again(problems[number], solved[number], rule, noise) for number in alarmed]
     results = list(solved)
     for number, extremes in zip(alarmed, layer_extremes(products, again, calibration), strict=True):
         results[number] = extremes
     return results
+
+
+def _again(problem: LayerProblem, solved: Extremes, rule: StopRule, noise: Noise) -> LayerProblem:
+    size = problem.layer.size
+    known = problem.start if problem.fresh is None else problem.fresh
+    start = start_vector(noise(size), known, solved.vector)
+    return replace(problem, start=start, rule=rule, fresh=noise.fresh(size))

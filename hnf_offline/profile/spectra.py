@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
+from hnf_offline.linalg.krylov import KrylovSpace
 from hnf_offline.linalg.lockstep import Problem
 from hnf_offline.linalg.operator import Scaled, SymmetricOperator
 from hnf_offline.linalg.stopping import CERTIFIED, SCREEN, StopRule
@@ -37,8 +39,10 @@ from hnf_offline.profile.whole import Hessian, allows_differences, block_of_all,
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
 
-#: Least products for the raw spectrum of the whole model: its far end should come into sight as well.
+#: Least products for the whole model's spectra where layers follow: they start from several of its eigenvectors.
 WHOLE_MINIMUM = 10
+#: Share of noise in a second vector that is made of what is known.
+_SECOND_NOISE = 0.2
 #: Products that a spectrum of the whole model takes as a rule beyond its least.
 _BEYOND_MINIMUM = 4
 
@@ -51,11 +55,15 @@ class WholeSpectra:
         raw: of H; None where it was not asked for.
         scaled: of A^1/2 H A^1/2; None where there is no step metric.
         spread: smallest and largest S over single training batches; None where there are not two.
+        raw_others: see `others`, of H; None where layers are not asked for.
+        scaled_others: likewise of A^1/2 H A^1/2.
     """
 
     raw: Extremes | None
     scaled: Extremes | None
     spread: tuple[float, float] | None
+    raw_others: Tensor | None = None
+    scaled_others: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +121,34 @@ def whole_spectra(
     foreseen = Foreseen.of(subject, pattern)
     whole = block_of_all(hessian, subject.layers)
     start = noise(whole.dimension)
-    raw = None
+    raw = raw_others = scaled_others = None
     if curvature:
         far = replace(rule, minimum=max(rule.minimum, WHOLE_MINIMUM))
         stop = 1.0 if metric is None else 0.5
-        raw = _solve(whole, start, far, noise, partial(_tell_whole, foreseen, 0.0, stop, far))
+        space = _space(whole, start, far, noise, partial(_tell_whole, foreseen, 0.0, stop, far))
+        raw, raw_others = _told(space), others(space, subject.layers)
+        del space  # its basis is as large as many models
     if metric is None:
-        return WholeSpectra(raw, None, None)
+        return WholeSpectra(raw, None, None, raw_others)
     root = whole.flatten(metric).sqrt()
     one_end = replace(rule, ends="largest")
-    tell = partial(_tell_whole, foreseen, 0.5 if curvature else 0.0, 1.0, one_end)
-    scaled = _solve(Scaled(whole, root), start, one_end, noise, tell)
-    if curvature and not rule.fresh and scaled.largest.value >= ALARMED:
-        scaled = _solve(Scaled(whole, root), scaled.vector, replace(CERTIFIED, ends="largest"), noise)
+    far = replace(one_end, minimum=max(rule.minimum, WHOLE_MINIMUM)) if curvature else one_end
+    tell = partial(_tell_whole, foreseen, 0.5 if curvature else 0.0, 1.0, far)
+    space = _space(Scaled(whole, root), start, far, noise, tell)
+    scaled = _told(space)
+    if curvature:
+        scaled_others = others(space, subject.layers)
+    del space
+    if curvature and rule.residual > CERTIFIED.residual and scaled.largest.value >= ALARMED:
+        again = replace(CERTIFIED, ends="largest")
+        scaled = _told(_space(Scaled(whole, root), scaled.vector, again, noise))
     found: list[float] = []
     for batches in subject.training_batches if len(subject.training_batches) > 1 else ():
         part = whole_hessian(subject.module, batches, exact=True, keep_graphs=subject.keep_graphs)
         operator = Scaled(block_of_all(part, subject.layers), root)
-        found.append(_solve(operator, start, replace(one_end, fresh=0), noise).largest.value)
-    return WholeSpectra(raw, scaled, (min(found), max(found)) if found else None)
+        found.append(_told(_space(operator, start, replace(one_end, fresh=0), noise)).largest.value)
+    spread = (min(found), max(found)) if found else None
+    return WholeSpectra(raw, scaled, spread, raw_others, scaled_others)
 
 
 def layer_spectra(
@@ -187,13 +204,12 @@ def layer_spectra(
     raw: list[LayerProblem] = []
     scaled: list[LayerProblem] = []
     for layer, span in chosen:
-        own, fresh = noise(layer.size), noise.fresh(layer.size)
-        start = start_vector(own, whole.raw.vector[span])
-        raw.append(LayerProblem(layer, start, rule, None, fresh if rule.fresh else None))
-        if metric is not None and whole.scaled is not None:
+        assert whole.raw_others is not None
+        raw.append(_problem(layer, rule, None, noise, whole.raw.vector[span], whole.raw_others[span]))
+        if metric is not None and whole.scaled is not None and whole.scaled_others is not None:
             root = hessian.block(layer.parts).flatten(metric).sqrt()
-            start = start_vector(own, whole.scaled.vector[span])
-            scaled.append(LayerProblem(layer, start, replace(rule, ends="largest"), root, fresh))
+            known = whole.scaled.vector[span], whole.scaled_others[span]
+            scaled.append(_problem(layer, replace(rule, ends="largest"), root, noise, *known))
     foreseen = Foreseen.of(subject, pattern)
     if exact:  # the two share graphs, where these are not kept
         both = layer_extremes(exact_products, raw + scaled, certain, partial(_tell, foreseen, 0.0, 1.0))
@@ -202,8 +218,8 @@ def layer_spectra(
         share = len(raw) / (len(raw) + len(scaled))
         of_raw = layer_extremes(products, raw, calibration, partial(_tell, foreseen, 0.0, share))
         ratios = layer_extremes(exact_products, scaled, certain, partial(_tell, foreseen, share, 1.0))
-    if not rule.fresh:
-        ratios = second_look(exact_products, certain, scaled, ratios)
+    if rule.residual > CERTIFIED.residual:
+        ratios = second_look(exact_products, certain, scaled, ratios, noise)
     of_scaled = {problem.layer.path: one for problem, one in zip(scaled, ratios, strict=True)}
     return [
         LayerSpectra(
@@ -229,18 +245,61 @@ def spans(layers: Sequence[Layer]) -> Iterator[tuple[Layer, slice]]:
         place += layer.size
 
 
-def _solve(
+def others(space: KrylovSpace, layers: Sequence[Layer]) -> Tensor:
+    """Sum up further Ritz vectors of the whole model within each layer, where each counts as much as any other.
+
+    They are the second and third largest and the smallest: a layer whose own top eigenvector the first Ritz vector
+    misses is seldom missed by all of them.
+
+    Args:
+        space: of the whole model.
+        layers: one after the other in its vectors.
+
+    Returns:
+        [dimension]; zero where the space has no further pairs.
+    """
+    total = torch.zeros_like(space.ritz_vector(-1))
+    pairs = 0 if space.pairs is None else len(space.pairs.values)
+    for end in (-2, -3, 0):
+        if pairs < (2 if end == 0 else -end):
+            continue
+        vector = space.ritz_vector(end)
+        for _, span in spans(layers):
+            own = vector[span]
+            unit = own / own.norm().clamp_min(torch.finfo(own.dtype).tiny)
+            total[span] += torch.where(total[span] @ unit < 0, -unit, unit)
+    return total
+
+
+def _problem(
+    layer: Layer, rule: StopRule, root: Tensor | None, noise: Noise, top: Tensor, further: Tensor
+) -> LayerProblem:
+    own = noise(layer.size)
+    if not rule.fresh:
+        return LayerProblem(layer, start_vector(own, top), rule, root)
+    fresh = noise.fresh(layer.size)
+    if rule.independent:
+        return LayerProblem(layer, start_vector(own, further, top), rule, root, fresh)
+    second = start_vector(fresh, further, share=_SECOND_NOISE)
+    return LayerProblem(layer, start_vector(own, top), rule, root, second)
+
+
+def _space(
     operator: SymmetricOperator,
     start: Tensor,
     rule: StopRule,
     noise: Noise,
     on_product: Callable[[int], None] = lambda products: None,
-) -> Extremes:
+) -> KrylovSpace:
     fresh = noise.fresh(operator.dimension) if rule.fresh else None
     space = Problem(start, rule, fresh=fresh).space()
     while not space.finished:
         space.advance(operator(space.vector))
         on_product(space.products)
+    return space
+
+
+def _told(space: KrylovSpace) -> Extremes:
     found = space.result()
     # What two products say of one pair of vectors differs by as much as differences are off.
     error = found.asymmetry * max(abs(found.largest.value), abs(found.smallest.value))

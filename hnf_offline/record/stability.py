@@ -72,7 +72,7 @@ class StabilityEstimate:
                 Scaled(block, root),
                 self._begin(root),
                 maximum=self._products,
-                both_ends=False,
+                ends="largest",
             )
         self._start = found.vector
         return found.largest.value

@@ -13,6 +13,9 @@ from hnf_offline.linalg.krylov import Basis, KrylovSpace, advance_together
 from hnf_offline.linalg.stopping import STANDARD, StopRule
 from tests.linalg.planted import start, symmetric
 
+#: Numbers whose squares are still numbers: what is smaller than 1e-150 has none in float64.
+ORDINARY = st.floats(-50, 50).filter(lambda value: value == 0 or abs(value) > 1e-100)
+
 
 def driven(matrix: torch.Tensor, first: torch.Tensor, rule: StopRule) -> KrylovSpace:
     space = KrylovSpace(first, rule)
@@ -44,7 +47,7 @@ def test_earlier_vectors_keep_their_memory_when_the_basis_grows():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-50, 50), min_size=2, max_size=20), st.integers(0, 5))
+@given(st.lists(ORDINARY, min_size=2, max_size=20), st.integers(0, 5))
 def test_ritz_values_residuals_and_vector_are_those_of_the_operator(eigenvalues, seed):
     matrix = symmetric(eigenvalues, seed)
     found = driven(matrix, start(len(eigenvalues), seed), StopRule(0.0, 1, maximum=3)).result()
@@ -129,7 +132,7 @@ def test_the_estimated_error_is_sharper_than_the_residual_and_near_the_true_one(
 def test_a_space_without_the_second_end_stops_earlier():
     matrix = symmetric([*torch.linspace(-1, 0.5, 200).tolist(), 5.0])
     both = driven(matrix, start(201), StopRule(0.01, 3)).products
-    assert driven(matrix, start(201), StopRule(0.01, 3, both_ends=False)).products < both
+    assert driven(matrix, start(201), StopRule(0.01, 3, ends="largest")).products < both
 
 
 def test_in_single_precision_on_the_device_of_the_start():

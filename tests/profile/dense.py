@@ -17,6 +17,8 @@ from hnf_offline.run.model.loss import evaluate
 from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
 
+#: What float32 leaves of a zero, as a share of the spectral norm.
+ROUNDING = 1e-6
 #: Quantity -> (which matrix, which end of its spectrum).
 ENDS = {
     "hessian.lambda_max": ("raw", "largest"),
@@ -202,8 +204,8 @@ class Judged:
     @property
     def error(self) -> float:
         """Relative error, inf where the sign is wrong or the value is not finite."""
-        if self.truth == 0.0:
-            return 0.0 if self.value == 0.0 else math.inf
+        if max(abs(self.value), abs(self.truth)) <= ROUNDING * self.size:
+            return 0.0  # both are zero, as far as float32 can tell
         if not math.isfinite(self.value) or self.value * self.truth < 0:
             return math.inf
         return abs(self.value - self.truth) / abs(self.truth)

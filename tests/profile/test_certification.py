@@ -21,11 +21,6 @@ from hnf_offline.table import Row
 from tests.profile.dense import Figures, Judged, Spectrum, dense_block, judge_against, listing
 from tests.profile.judged import settings, structured_rows
 
-pytestmark = pytest.mark.xfail(
-    reason="the curvature engine is not yet what it shall be: which values it certifies, and its memory",
-    run=False,
-)
-
 CONFIG = {
     "vocab_size": 24, "block_size": 12, "n_layer": 2, "n_head": 3, "n_embd": 24, "mlp_width": 48, "norm": "pre",
     "tied": False, "initial_std": 0.1,
