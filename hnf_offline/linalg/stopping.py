@@ -1,6 +1,7 @@
 """When an extreme eigenvalue is known well enough. Torch-free.
 
-The figures behind the rules are printed by `python -m benchmarks.stopping` (what it printed: docs/curvature.md).
+How good they are is held, and printed, by tests/profile/test_accuracy.py and test_certification.py (slow): dense
+float64 blocks of seven models and of 200 layers of a trained run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class StopRule:
 
 SCREEN = StopRule(residual=0.2, minimum=2, ends="dominant", doubt=0.001, reach=1.0)
 STANDARD = StopRule(residual=0.05, minimum=3, ends="dominant", fresh=2, independent=False, doubt=0.003)
-CERTIFIED = StopRule(residual=0.02, minimum=4, maximum=64, fresh=4, doubt=0.002)
+CERTIFIED = StopRule(residual=0.02, minimum=4, maximum=64, fresh=4, doubt=0.001)
 
 #: The accuracies that a profile can be asked for, in order of cost.
 ACCURACIES: Mapping[str, StopRule] = {"screen": SCREEN, "standard": STANDARD, "certified": CERTIFIED}

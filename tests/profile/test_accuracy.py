@@ -62,16 +62,17 @@ def test_every_layer_equals_its_dense_block(name: str, age: str, accuracy: str) 
     sure = [one for one in ends if one.certified]
     assert max(one.error for one in sure) <= promised, listing(sure, promised)
     # A solver that certifies nothing would pass the line above, one whose doubts are misses would not pass these.
-    assert len(sure) >= 0.4 * len(ends), Figures.of(ends)
-    assert all(one.value * one.truth > 0 for one in ends), listing(ends, 1.0)
-    assert max(one.error for one in ends) <= 0.05, listing(ends, 0.05)
+    assert len(sure) >= 0.8 * len(ends), Figures.of(ends)
+    # Where both ends are nearly as large, the wrong one may be looked for: then the other one says that it is unsure.
+    wrong = [one for one in ends if one.error > 0.05 or one.value * one.truth < 0]
+    assert len(wrong) <= 1 and not any(one.certified for one in wrong), listing(ends, 0.05)
 
 
 @pytest.mark.parametrize(("name", "age", "accuracy"), cases())
 def test_most_values_are_certified(name: str, age: str, accuracy: str) -> None:
     _, judged = measured(name, age, accuracy)
     ends = dominant(judged)
-    assert sum(one.certified for one in ends) >= 0.9 * len(ends), Figures.of(ends)
+    assert sum(one.certified for one in ends) >= 0.85 * len(ends), Figures.of(ends)
 
 
 @pytest.mark.parametrize(("name", "age", "accuracy"), cases())
