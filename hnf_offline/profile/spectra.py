@@ -1,9 +1,9 @@
 """Eigenvalues of the replayed loss at one checkpoint: of the whole model, and of every layer's diagonal block.
 
 Raw, and as the optimizer sees them. What a value rests on is decided here: exact products, but for the raw curvature
-of layers at the accuracy `screen`, which differences of gradients give for less. Never S: the step metric is largest
-where gradients are smallest, so it turns what differences are off by into curvature that is not there (on the sample
-run steady S came out at 7.9 where it is 1).
+of layers at the accuracy `screen`, which differences of gradients give for less. Never S: under the step metric a
+difference of the usual step is far too long along the entries with the smallest gradients (on the sample run steady S
+came out at 7.9 where it is 1), and steps are not calibrated in that metric.
 """
 
 from __future__ import annotations
