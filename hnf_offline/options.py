@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 class TierName(StrEnum):
-    """How much to measure, in order of cost; each tier contains the ones before it."""
+    """How much to measure, in order of cost; each tier contains those before it (weights: alone, and in full)."""
 
+    weights = "weights"
     forward = "forward"
     gradient = "gradient"
     stability = "stability"

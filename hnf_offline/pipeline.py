@@ -223,7 +223,11 @@ def measure(
             on_progress(progress)
 
     try:
+        if settings.tier == "weights":
+            return _weights_alone(run, settings, out, model, remember)
         profile = profile_run(run, settings, out, model_factory=model, on_progress=remember)
+        if settings.tier == "full":
+            profile = _with_weights(profile, run, settings, out, model, remember)
         if settings.density:
             profile = _with_densities(profile, run, settings, out, model, remember)
     except KeyboardInterrupt as stop:
@@ -242,6 +246,56 @@ def measure(
         profile.forwards,
         profile.peak_bytes,
     )
+
+
+def _weights_alone(
+    run: Run,
+    settings: ProfileSettings,
+    out: Path,
+    model: str | None,
+    on_progress: Callable[[Progress], None],
+) -> Measured:
+    """Look at the weights alone: nothing is replayed."""
+    from hnf_offline.profile.shards import write_parquet
+    from hnf_offline.profile.weights import measure_weights
+    from hnf_offline.run.records import Skipped
+
+    found = measure_weights(run, settings, out, model_factory=model, on_progress=on_progress)
+    if not found.table.height:
+        if found.skipped:
+            path, reason, remedy = found.skipped[0]
+            raise InputError(f"no checkpoint could be read: {reason}", path=path, remedy=remedy)
+        raise UsageError(
+            "no checkpoint lies in the steps asked for", path=run.path, remedy="widen --steps A:B"
+        )
+    write_parquet(out / "profile.parquet", found.table)
+    passed_over = tuple(Skipped(path, reason, remedy) for path, reason, remedy in found.skipped)
+    return Measured(replace(run, skipped=run.skipped + passed_over), found.table, parameters=found.parameters)
+
+
+def _with_weights(
+    profile: Profile,
+    run: Run,
+    settings: ProfileSettings,
+    out: Path,
+    model: str | None,
+    on_progress: Callable[[Progress], None],
+) -> Profile:
+    """Add what the weights show to a profile, in its file too."""
+    import polars as pl
+
+    from hnf_offline.profile.shards import write_parquet
+    from hnf_offline.profile.weights import measure_weights
+    from hnf_offline.table import sort
+
+    found = measure_weights(run, settings, out, model_factory=model, on_progress=on_progress)
+    # Which parameters are not finite is in the profile already.
+    rows = found.table.filter(pl.col("quantity") != "weight.nonfinite")
+    joined = sort(pl.concat([profile.table, rows]))
+    write_parquet(out / "profile.parquet", joined)
+    known = {path for path, _, _ in profile.skipped}
+    skipped = (*profile.skipped, *(one for one in found.skipped if one[0] not in known))
+    return replace(profile, table=joined, skipped=skipped)
 
 
 def _with_densities(

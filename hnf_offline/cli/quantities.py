@@ -16,6 +16,7 @@ class CatalogueTier(StrEnum):
     """What a quantity needs: the training log alone, or a tier of replayed checkpoints."""
 
     log = "log"
+    weights = "weights"
     forward = "forward"
     gradient = "gradient"
     stability = "stability"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,7 @@ def forward_rows(subject: Subject) -> list[Row]:
     """
     # site -> quantity -> one tensor a half; kept on the device until the end, so that nothing waits.
     seen: dict[tuple[str, str], dict[Quantity, list[list[Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    highest: dict[tuple[str, str], Tensor] = {}
     for number, half in enumerate(subject.halves):
 
         def report(path: str, kind: str, observations: Mapping[str, Tensor], number: int = number) -> None:
@@ -33,6 +35,13 @@ def forward_rows(subject: Subject) -> list[Row]:
                 while len(values) <= number:
                     values.append([])
                 values[number].append(entry.function(**{name: observations[name] for name in entry.inputs}))
+            if "preactivation" in observations:
+                # Whether a unit is ever on is known of all rows together only.
+                units = observations["preactivation"].flatten(0, -2).amax(dim=0)
+                known = highest.get((path, kind))
+                # A function that serves layers of several widths has no units of its own: the last width counts.
+                fits = known is not None and known.shape == units.shape
+                highest[path, kind] = torch.maximum(known, units) if known is not None and fits else units
 
         with observing(subject.module, report):
             outcome = evaluate(subject.module, half.tokens, half.labels)
@@ -41,6 +50,9 @@ def forward_rows(subject: Subject) -> list[Row]:
         if outcome.logits is not None and outcome.targets is not None:
             whole |= {"logits": outcome.logits.detach(), "targets": outcome.targets}
         report("", "model", whole)
+    for site, units in highest.items():
+        for entry in computable(frozenset({"highest_preactivation"}), "forward"):
+            seen[site][entry] = [[entry.function(units)]]
     weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
     sites = [(site, entry, values) for site, entries in seen.items() for entry, values in entries.items()]
     # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
@@ -51,7 +63,7 @@ def forward_rows(subject: Subject) -> list[Row]:
     rows: list[Row] = []
     for ((path, kind), entry, _), halves in zip(sites, measured, strict=True):
         owner = path.removesuffix(".softmax")
-        depth = -1 if path == "" else depth_within(subject.layers, owner)
+        depth = -1 if path == "" else depth_around(subject.layers, owner)
         if kind == "softmax":
             depth = depth_of_value(subject.layers, owner, depth)
         rows += _rows(subject, entry, path, kind, depth, halves, weights[: len(halves)])
@@ -72,6 +84,17 @@ def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu().double()
     pieces = flat.split_with_sizes([tensor.numel() for tensor in tensors])
     return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def depth_around(layers: tuple[Layer, ...], path: str) -> int:
+    """Give the depth of a module: that of the last layer in it, or in the nearest module around it that has one.
+
+    Returns:
+        The depth; 0 where there is no layer at all.
+    """
+    while path and not any(layer.path == path or layer.path.startswith(f"{path}.") for layer in layers):
+        path = path.rpartition(".")[0]
+    return depth_within(layers, path) if path else max((layer.depth for layer in layers), default=0)
 
 
 def depth_of_value(layers: Sequence[Layer], attention: str, otherwise: int) -> int:
@@ -108,6 +131,8 @@ def _rows(
     if entry.worst_head is not None:
         head = int(value.argmax() if entry.worst_head == "max" else value.argmin())
         value, low, high = value[head], low[head], high[head]
+    if entry.name.startswith("similarity.") and not math.isfinite(value):
+        return []  # of a stream that is the same at every token there is no similarity
     lowest, highest = (float(low), float(high)) if len(halves) > 1 else (None, None)
     row = Row(subject.step, path, kind, depth, entry.name, float(value), lowest, highest, batch=subject.name)
     if head is None:

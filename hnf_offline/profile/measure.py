@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from hnf_offline.profile.batch import rows_of
 from hnf_offline.profile.derivatives import derivative_rows
 from hnf_offline.profile.effort import spend
@@ -19,7 +17,7 @@ from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.traces import layer_trace_rows
-from hnf_offline.quantities.registry import computable
+from hnf_offline.profile.weights import alone_rows, nonfinite_rows
 from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
 
@@ -35,8 +33,10 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
     rows = weights_rows(subject)
     if any(row.value > 0 for row in rows):
         return rows
-    rows += forward_rows(subject)
     tier = TIERS.index(settings.tier)
+    if tier < TIERS.index("forward"):
+        return rows + alone_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))
+    rows += forward_rows(subject)
     if tier >= TIERS.index("gradient"):
         rows += derivative_rows(
             subject,
@@ -120,22 +120,4 @@ def weights_rows(subject: Subject) -> list[Row]:
     Returns:
         One row for the whole model, and one for each layer concerned.
     """
-    entry = computable(frozenset({"weight"}), "forward")[0]
-    parameters = dict(subject.module.named_parameters())
-    layers = subject.layers
-    if not layers:
-        return [Row(subject.step, "", "model", -1, entry.name, 0.0)]
-    # One transfer for all layers.
-    shares = torch.stack([
-        entry.function(torch.cat([part.gather(parameters[part.parameter]) for part in layer.parts]))
-        for layer in layers
-    ]).tolist()
-    total = sum(layer.size for layer in layers)
-    whole = sum(share * layer.size for share, layer in zip(shares, layers, strict=True)) / max(1, total)
-    rows = [Row(subject.step, "", "model", -1, entry.name, whole)]
-    rows += [
-        Row(subject.step, layer.path, layer.kind, layer.depth, entry.name, share)
-        for share, layer in zip(shares, layers, strict=True)
-        if share > 0
-    ]
-    return rows
+    return nonfinite_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))

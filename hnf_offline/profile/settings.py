@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Tiers in order of cost; each contains the ones before it. (Without a model only the weights are looked at.)
-TIERS = ("forward", "gradient", "stability", "curvature", "full")
+#: Tiers in order of cost; each contains the ones before it, but for `weights`, which stands alone and is in `full`.
+#: (Without a model only the weights are looked at.)
+TIERS = ("weights", "forward", "gradient", "stability", "curvature", "full")
 
 
 @dataclass(frozen=True, slots=True)

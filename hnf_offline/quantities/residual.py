@@ -1,4 +1,4 @@
-"""The residual stream. `residual_stream` is a block's output, [batch, tokens, width]."""
+"""The residual stream. `residual_stream` is a block's output, [batch, tokens, width], `residual_before` its input."""
 
 from __future__ import annotations
 
@@ -28,3 +28,27 @@ def residual_rms(residual_stream: Tensor) -> Tensor:
         A scalar.
     """
     return residual_stream.square().mean().sqrt()
+
+
+@quantity(
+    "residual.growth",
+    unit="1",
+    formula="mean over sequences of rms(h_l) / rms(h_(l-1)), h the outputs of the block and of the block before",
+    reference="Takase et al. 2023, Spike No More (arXiv 2312.16903), section 3; training-stability catalogue "
+    "(source "
+    "document), activation explosion",
+    tier="forward",
+    layers="every block but the first",
+    reading="1 + 1 / (2 l) in a pre-norm model of equal blocks; a lasting factor above 1 in every block is "
+    "exponential "
+    "growth with depth.",
+    cannot="Cannot say which sub-layer writes too much.",
+)
+def residual_growth(residual_before: Tensor, residual_stream: Tensor) -> Tensor:
+    """Growth of the residual stream's root mean square over one block.
+
+    Returns:
+        A scalar.
+    """
+    after, before = (stream.flatten(1).square().mean(dim=1) for stream in (residual_stream, residual_before))
+    return (after / before).sqrt().mean()

@@ -1,0 +1,149 @@
+"""The tier `weights`: rows from files alone, against each other and against what was planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+from safetensors.torch import load_file
+from torch import nn
+
+from hnf_offline.profile.settings import ProfileSettings
+from hnf_offline.profile.weights import heads_of, measure_weights, neighbours_of
+from hnf_offline.quantities import catalogue
+from hnf_offline.run import open_run
+from hnf_offline.run.model.gpt import GPT, GPTConfig
+from hnf_offline.run.model.layers import layers_of
+from hnf_offline.table import KINDS
+
+WEIGHTS = ProfileSettings(tier="weights")
+
+
+def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+
+
+def one(table: pl.DataFrame, step: int, layer: str, quantity: str) -> dict[str, object]:
+    (row,) = table.filter(
+        pl.col("step") == step, pl.col("layer") == layer, pl.col("quantity") == quantity
+    ).to_dicts()
+    return row
+
+
+def names(run: Path) -> tuple[str, str]:
+    """An MLP's layer and its weight."""
+    weight = next(name for name in weights_of(run, 4) if name.endswith("c_fc.weight"))
+    return weight.removesuffix(".weight"), weight
+
+
+def test_every_number_is_that_of_the_files(tiny: Path, tmp_path: Path) -> None:
+    found = measure_weights(open_run(tiny), WEIGHTS, tmp_path / "out")
+    assert found.skipped == () and found.parameters
+    table = found.table
+    assert set(table["quantity"].unique()) <= set(catalogue()) and set(table["kind"].unique()) <= set(KINDS)
+    layer, name = names(tiny)
+    at = {step: weights_of(tiny, step) for step in (4, 8, 12)}
+    of = {step: torch.cat([value.flatten() for key, value in at[step].items() if key.startswith(f"{layer}.")])
+          for step in at}  # fmt: skip
+    assert one(table, 12, layer, "weight.mean")["value"] == pytest.approx(of[12].mean().item(), rel=1e-5)
+    singular = torch.linalg.svdvals(at[12][name].double())
+    assert one(table, 12, layer, "weight.sigma_max")["value"] == pytest.approx(singular[0].item())
+    assert one(table, 12, layer, "weight.condition")["value"] == pytest.approx(
+        (singular[0] / singular[-1]).item(), rel=1e-5
+    )
+    moved = one(table, 12, layer, "weight.update_norm")
+    assert moved["batch"] == "since step 8"
+    assert moved["value"] == pytest.approx((of[12] - of[8]).norm().item(), rel=1e-5)
+    cosine = torch.nn.functional.cosine_similarity(of[12] - of[8], of[8] - of[4], dim=0)
+    assert one(table, 12, layer, "weight.update_cosine")["value"] == pytest.approx(cosine.item(), rel=1e-4)
+    far = one(table, 12, layer, "weight.distance_from_first")
+    assert far["batch"] == "since step 4"
+    assert far["value"] == pytest.approx(((of[12] - of[4]).norm() / of[4].norm()).item(), rel=1e-5)
+    # The first has nothing before it, the second no change before its own.
+    assert not table.filter(pl.col("step") == 4, pl.col("batch") != "").height
+    assert not table.filter(pl.col("step") == 8, pl.col("quantity") == "weight.update_cosine").height
+
+
+def test_increments_of_queries_and_keys_are_those_of_each_head(tiny: Path, tmp_path: Path) -> None:
+    table = measure_weights(open_run(tiny), WEIGHTS, tmp_path / "out").table
+    weight = {step: weights_of(tiny, step) for step in (4, 8)}
+    name = next(key for key in weight[4] if key.endswith("c_attn.weight"))
+    heads, width = 2, 8
+    query, key = (
+        {step: weight[step][name].double()[rows].reshape(heads, -1, width) for step in weight}
+        for rows in (slice(0, width), slice(width, 2 * width))
+    )
+    change = (query[8] - query[4]).mT @ key[4] + query[4].mT @ (key[8] - key[4])
+    norms = change.flatten(1).norm(dim=1)
+    layer = name.removesuffix(".weight") + ".query"
+    found = one(table, 8, layer, "increment.qk2_norm")
+    assert found["value"] == pytest.approx(norms.max().item(), rel=1e-5)
+    assert one(table, 8, layer, "increment.qk2_norm_head")["value"] == int(norms.argmax())
+    third = ((query[8] - query[4]).mT @ (key[8] - key[4])).flatten(1).norm(dim=1)
+    assert one(table, 8, layer, "increment.qk3_norm")["value"] == pytest.approx(third.max().item(), rel=1e-4)
+
+
+def test_moments_of_two_checkpoints_are_compared(tiny: Path, tmp_path: Path) -> None:
+    table = measure_weights(open_run(tiny), WEIGHTS, tmp_path / "out").table
+    cosines = table.filter(pl.col("quantity") == "gradient.moment_cosine")
+    assert set(cosines["step"].unique()) == {8, 12, 16, 20, 24}
+    assert bool((cosines["value"].abs() <= 1 + 1e-6).all())
+
+
+def test_a_rerun_reads_its_shards_and_a_changed_predecessor_makes_them_anew(
+    tiny: Path, tmp_path: Path
+) -> None:
+    first = measure_weights(open_run(tiny), WEIGHTS, tmp_path / "out").table
+    cached: list[int] = []
+    again = measure_weights(
+        open_run(tiny), WEIGHTS, tmp_path / "out", on_progress=lambda told: cached.append(told.cached)
+    ).table
+    assert cached[-1] == 6
+    assert_frame_equal(first, again)
+    # Without step 8 the change into step 12 is another one.
+    sparse = ProfileSettings(tier="weights", every=2)
+    table = measure_weights(open_run(tiny), sparse, tmp_path / "out").table
+    layer, _ = names(tiny)
+    assert one(table, 12, layer, "weight.update_norm")["batch"] == "since step 4"
+
+
+def test_without_a_model_every_tensor_speaks_for_itself(tiny: Path, tmp_path: Path) -> None:
+    for file in [tiny / "batches.safetensors", *tiny.glob("**/config.json"), *tiny.glob("run.toml")]:
+        file.unlink(missing_ok=True)
+    run = open_run(tiny)
+    found = measure_weights(run, WEIGHTS, tmp_path / "out")
+    assert found.parameters is None
+    _, name = names(tiny)
+    singular = torch.linalg.svdvals(weights_of(tiny, 24)[name].double())
+    assert one(found.table, 24, name, "weight.sigma_max")["value"] == pytest.approx(singular[0].item())
+    assert one(found.table, 24, name, "weight.update_ratio")["batch"] == "since step 20"
+    assert not found.table.filter(pl.col("quantity").str.starts_with("increment.")).height
+
+
+def test_weights_that_are_not_finite_end_a_checkpoint_and_are_nobodys_past(
+    tiny: Path, tmp_path: Path, rewrite: Callable[..., None]
+) -> None:
+    _, name = names(tiny)
+
+    def poison(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights[name][0, 0] = torch.nan
+        return weights
+
+    rewrite(tiny / "checkpoints" / "step-000012" / "model.safetensors", poison)
+    table = measure_weights(open_run(tiny), WEIGHTS, tmp_path / "out").table
+    assert set(table.filter(pl.col("step") == 12)["quantity"].unique()) == {"weight.nonfinite"}
+    assert set(table.filter(pl.col("step") == 16)["batch"].unique()) == {"", "since step 8", "since step 4"}
+
+
+def test_neighbours_are_of_one_kind_and_heads_come_from_the_module() -> None:
+    module = GPT(GPTConfig(11, 6, 3, 2, 8, mlp_width=12))
+    layers = layers_of(module)
+    neighbours = neighbours_of(layers)
+    assert neighbours["transformer.h.2.mlp.c_fc"].path == "transformer.h.1.mlp.c_fc"
+    assert not any(path.startswith("transformer.h.0.") for path in neighbours)
+    assert set(heads_of(module, layers).values()) == {(2, 2)}
+    assert heads_of(nn.Linear(2, 2), ()) == {}
