@@ -258,7 +258,7 @@ def profile_settings(
     device_names(device)
     if gradient_check and TIERS.index(tier) < TIERS.index("gradient"):
         raise UsageError(
-            f"--gradient-check needs a gradient, --tier {tier.value} has none", remedy="use --tier gradient"
+            f"--gradient-check is not measured by --tier {tier.value}", remedy="use --tier gradient"
         )
     if traces and TIERS.index(tier) < TIERS.index("curvature"):
         raise UsageError(f"--traces is not measured by --tier {tier.value}", remedy="use --tier curvature")
