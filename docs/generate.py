@@ -94,7 +94,8 @@ def catalogue_page() -> str:
     Returns:
         Markdown.
     """
-    entries = [entry for entry in catalogue().values() if entry.inputs]
+    # By name: the registry's own order is that in which somebody imported the families.
+    entries = [entry for _, entry in sorted(catalogue().items()) if entry.inputs]
     families: dict[str, list[Quantity]] = {}
     for entry in entries:
         families.setdefault(entry.name.partition(".")[0], []).append(entry)
