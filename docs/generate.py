@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hnf_offline.quantities import catalogue
+from hnf_offline.quantities.registry import Quantity
+from hnf_offline.quantities.sources import DOCUMENTS, Measure, measures_of
 from hnf_offline.run.formats import FORMATS
 from hnf_offline.run.logs import LOG_FORMATS
 from hnf_offline.run.logs.columns import SYNONYMS
@@ -64,6 +67,75 @@ def formats_page() -> str:
     )
 
 
+_CATALOGUE = """# The catalogue
+
+Written by `python -m docs.generate` from the registry. `hnf quantities NAME` prints one entry, with `--tier`, `--kind`
+and `--source` some of them, `--json` all fields. `log` needs no checkpoint, `weights` no model, the other tiers replay
+batches: each tier contains those before it, and `weights` is measured by itself and in `full`. A quantity `NAME` whose
+worst head is reported has a companion `NAME_head`, which says which head it was.
+
+{count} quantities:
+
+{families}
+
+# From the source documents
+
+What each of the four documents lists, in its order, and where it is: entries of the catalogue, verbs of the program, or
+the reason why it is neither. Where a document's formula is wrong, the entry says under "source" what was put in its
+place.
+
+{documents}
+"""
+
+
+def catalogue_page() -> str:
+    """Spell docs/catalogue.md.
+
+    Returns:
+        Markdown.
+    """
+    # By name: the registry's own order is that in which somebody imported the families.
+    entries = [entry for _, entry in sorted(catalogue().items()) if entry.inputs]
+    families: dict[str, list[Quantity]] = {}
+    for entry in entries:
+        families.setdefault(entry.name.partition(".")[0], []).append(entry)
+    return _CATALOGUE.format(
+        count=len(entries),
+        families="\n\n".join(_family(name, of) for name, of in families.items()),
+        documents="\n\n".join(_document(key, title) for key, title in DOCUMENTS.items()),
+    )
+
+
+def _family(name: str, entries: list[Quantity]) -> str:
+    parts = [f"## {name}"]
+    for entry in entries:
+        lines = [f"### `{entry.name}`", "", entry.description, ""]
+        told = {
+            "formula": f"`{entry.formula}`",
+            "unit": entry.unit,
+            "tier": entry.tier,
+            "where": entry.layers,
+            "read it like this": entry.reading,
+            "it cannot show": entry.cannot,
+            "source": entry.reference,
+        }
+        lines += [f"- {label}: {text}" for label, text in told.items()]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _document(key: str, title: str) -> str:
+    rows = [f"## {title} (`--source {key}`)", "", "| measure | here | remark |", "|---|---|---|"]
+    for measure in measures_of(key):
+        cells = (measure.name, _places(measure) or "-", measure.remark)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _places(measure: Measure) -> str:
+    return ", ".join(f"`{one}`" for one in (*measure.quantities, *measure.elsewhere))
+
+
 def _table(name: str, readers: object) -> str:
     rows = [f"| {name} | what it is |", "|---|---|"]
     for key, module in dict(readers).items():  # type: ignore[call-overload]
@@ -74,3 +146,4 @@ def _table(name: str, readers: object) -> str:
 
 if __name__ == "__main__":
     (HERE / "formats.md").write_text(formats_page(), encoding="utf-8")
+    (HERE / "catalogue.md").write_text(catalogue_page(), encoding="utf-8")

@@ -106,6 +106,13 @@ Density = Annotated[
         "--density", help="Also the spectral density of the whole model: some hundred products a checkpoint."
     ),
 ]
+GradientCheck = Annotated[
+    bool,
+    typer.Option(
+        "--gradient-check",
+        help="Also hold the gradient against differences of the loss in float64: does backward fit forward?",
+    ),
+]
 Accuracy = Annotated[
     AccuracyName,
     typer.Option(
@@ -234,6 +241,7 @@ def profile_settings(
     accuracy: AccuracyName = AccuracyName.standard,
     traces: int = 0,
     density: bool = False,
+    gradient_check: bool = False,
 ) -> ProfileSettings:
     """Turn options into the settings of a profile.
 
@@ -248,6 +256,10 @@ def profile_settings(
     from hnf_offline.profile.settings import TIERS, ProfileSettings
 
     device_names(device)
+    if gradient_check and TIERS.index(tier) < TIERS.index("gradient"):
+        raise UsageError(
+            f"--gradient-check is not measured by --tier {tier.value}", remedy="use --tier gradient"
+        )
     if traces and TIERS.index(tier) < TIERS.index("curvature"):
         raise UsageError(f"--traces is not measured by --tier {tier.value}", remedy="use --tier curvature")
     first, last = step_range(steps)
@@ -268,6 +280,7 @@ def profile_settings(
         accuracy=accuracy.value,
         traces=traces,
         density=density,
+        gradient_check=gradient_check,
     )
 
 

@@ -109,24 +109,35 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def entries(name: str | None, tier: str | None) -> list[dict[str, Any]]:
+def entries(
+    name: str | None, tier: str | None, kind: str | None = None, source: str | None = None
+) -> list[dict[str, Any]]:
     """Select from the catalogue.
 
     Args:
         name: one quantity, None for all.
         tier: one tier, None for all.
+        kind: a family ("weight") or what it is measured on ("softmax"), None for all.
+        source: a source document ("profiler") or words of the reference ("2309.14322"), None for all.
 
     Returns:
         The entries as JSON values, in catalogue order.
 
     Raises:
-        UsageError: if there is no quantity of that name in that tier.
+        UsageError: if there is no quantity of that name in that tier, or none of that kind or source.
     """
     import difflib
 
     from hnf_offline.quantities import catalogue
 
     known = {key: one for key, one in catalogue().items() if tier is None or one.tier == tier}
+    if kind is not None:
+        known = {key: one for key, one in known.items() if _is_of_kind(key, one.layers, kind)}
+        if not known:
+            families = ", ".join(dict.fromkeys(key.partition(".")[0] for key in catalogue()))
+            raise UsageError(f"nothing is measured of {kind}", remedy=f"the families are {families}")
+    if source is not None:
+        known = _from_source(known, source)
     if name is not None and name not in known:
         close = difflib.get_close_matches(name, known, 3) or [key for key in known if name in key][:3]
         remedy = f"did you mean {', '.join(close)}?" if close else "hnf quantities lists them all"
@@ -134,6 +145,26 @@ def entries(name: str | None, tier: str | None) -> list[dict[str, Any]]:
         raise UsageError(f"no quantity is called {name}{where}", remedy=remedy)
     chosen = known.values() if name is None else [known[name]]
     return [{field: getattr(one, field) for field in TOLD} for one in chosen]
+
+
+def _is_of_kind(name: str, layers: str, kind: str) -> bool:
+    family = name.partition(".")[0]
+    return family == kind or re.search(rf"\b{re.escape(kind)}(e?s)?\b", layers, re.IGNORECASE) is not None
+
+
+def _from_source(known: Mapping[str, Any], source: str) -> dict[str, Any]:
+    from hnf_offline.quantities.sources import DOCUMENTS, measures_of
+
+    if source in DOCUMENTS:
+        listed = {name for measure in measures_of(source) for name in measure.quantities}
+        return {key: one for key, one in known.items() if key in listed}
+    found = {key: one for key, one in known.items() if source.casefold() in one.reference.casefold()}
+    if not found:
+        raise UsageError(
+            f"no reference says {source}",
+            remedy=f"the source documents are {', '.join(DOCUMENTS)}; else words of a reference, such as 2309.14322",
+        )
+    return found
 
 
 def listing(chosen: Sequence[Mapping[str, Any]], width: int) -> str:

@@ -15,6 +15,7 @@ from hnf_offline.options import (
     Device,
     Every,
     Force,
+    GradientCheck,
     Json,
     Layers,
     Manifest,
@@ -51,6 +52,7 @@ def profile(
     layers: Layers = None,
     traces: Traces = 0,
     density: Density = False,
+    gradient_check: GradientCheck = False,
     accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
@@ -83,6 +85,7 @@ def profile(
         accuracy=accuracy,
         traces=traces,
         density=density,
+        gradient_check=gradient_check,
     )
     folder, remark = output_folder(out, (run,), force=force)
     if not run.checkpoints:

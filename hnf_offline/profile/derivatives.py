@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from hnf_offline.linalg.extremes import Extremes
-from hnf_offline.linalg.hessian import Block
+from hnf_offline.linalg.hessian import Part
 from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
+from hnf_offline.profile.forward import fetched
+from hnf_offline.profile.gradients import depth_rows, moments_of, next_update_of, noise_rows
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, step_metric
 from hnf_offline.profile.noise import Noise
 from hnf_offline.profile.rounding import without_rounding
@@ -28,6 +30,7 @@ from hnf_offline.profile.spectra import (
 )
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.calibration import Calibration
+from hnf_offline.profile.weights import neighbours_of
 from hnf_offline.profile.whole import Hessian, block_of_all, whole_hessian
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer
@@ -120,20 +123,58 @@ def _mass_rows(subject: Subject, scaled: Extremes) -> list[Row]:
 
 
 def _gradient_rows(subject: Subject, hessian: Hessian) -> list[Row]:
-    rows: list[Row] = []
-    targets: list[tuple[str, str, int, Block]] = [
-        ("", "model", -1, hessian.block([part for layer in subject.layers for part in layer.parts]))
+    gradients, optimizer = hessian.gradients, subject.optimizer
+    state = {} if optimizer is None else adam_tensors(optimizer, gradients) or {}
+    moments = moments_of(optimizer, gradients)
+    later = {before.path: path for path, before in neighbours_of(subject.layers).items()}
+    layers = {layer.path: layer for layer in subject.layers}
+    parameters = dict(subject.module.named_parameters())
+    # (path, kind, depth), quantity, value; fetched together.
+    seen: list[tuple[tuple[str, str, int], Quantity, Tensor]] = []
+
+    def observe(path: str, kind: str, depth: int, offered: Mapping[str, Tensor], *needed: str) -> None:
+        for entry in computable(frozenset(offered), "gradient"):
+            if not needed or set(needed) & set(entry.inputs):
+                value = entry.function(**{name: offered[name] for name in entry.inputs})
+                seen.append(((path, kind, depth), entry, value))
+
+    def flat(parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([part.gather(tensors[part.parameter].detach()) for part in parts])
+
+    norms: dict[str, list[Tensor]] = {"gradient": [], "weight": [], "next_update": []}
+    everything = [part for layer in subject.layers for part in layer.parts]
+    targets = [("", "model", -1, everything)]
+    targets += [(layer.path, layer.kind, layer.depth, list(layer.parts)) for layer in subject.layers]
+    for path, kind, depth, parts in targets:
+        offered = {"gradient": flat(parts, gradients)}
+        offered |= {name: flat(parts, tensors) for name, tensors in state.items()}
+        if all(part.parameter in moments for part in parts):
+            offered["moment"] = flat(parts, moments)
+        if path:
+            offered["weight"] = flat(parts, parameters)
+            update = next_update_of(subject, layers[path], gradients)
+            if update is not None:
+                offered["next_update"] = update
+            for name, each in norms.items():
+                if name in offered:
+                    each.append(offered[name].square().sum().sqrt())
+        if path in later:
+            offered["later_gradient"] = flat(layers[later[path]].parts, gradients)
+        observe(path, kind, depth, offered)
+    if len(norms["next_update"]) == len(subject.layers):
+        # Ratios of norms need no vector of the whole model: the norm of the layers' norms is its norm.
+        of_all = {name: torch.stack(each) for name, each in norms.items()}
+        observe("", "model", -1, of_all, "next_update")
+    values = [float(value) for value in fetched([value.double() for _, _, value in seen])]
+    told = list(zip(seen, values, strict=True))
+    # 0 / 0 is no finding: a layer without gradient has no direction. A gradient that is not finite is told as such.
+    rows = [
+        Row(subject.step, *place, entry.name, value, batch=subject.name)
+        for (place, entry, _), value in told
+        if math.isfinite(value) or entry.name in {"gradient.norm", "adam.lag_rms"}
     ]
-    targets += [(layer.path, layer.kind, layer.depth, hessian.block(layer.parts)) for layer in subject.layers]
-    state = None if subject.optimizer is None else adam_tensors(subject.optimizer, hessian.gradients)
-    for path, kind, depth, block in targets:
-        observations = {"gradient": block.flatten(hessian.gradients)}
-        if state is not None:
-            observations |= {name: block.flatten(tensors) for name, tensors in state.items()}
-        for entry in computable(frozenset(observations), "gradient"):
-            value = float(entry.function(**{name: observations[name] for name in entry.inputs}))
-            rows.append(Row(subject.step, path, kind, depth, entry.name, value, batch=subject.name))
-    return rows
+    by_layer = {place[0]: value for (place, entry, _), value in told if entry.name == "gradient.norm"}
+    return rows + depth_rows(subject, by_layer) + noise_rows(subject, gradients)
 
 
 def _spectrum_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from hnf_offline.run.model.layers import Layer, depth_within
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.table import Row
 
+#: Sequences that two successive blocks' outputs are compared on.
+COMPARED_SEQUENCES = 4
+
 
 def forward_rows(subject: Subject) -> list[Row]:
     """Measure everything a forward pass shows; the spread over two halves of the rows is the error bar.
@@ -26,7 +29,7 @@ def forward_rows(subject: Subject) -> list[Row]:
     """
     # site -> quantity -> one tensor a half; kept on the device until the end, so that nothing waits.
     seen: dict[tuple[str, str], dict[Quantity, list[list[Tensor]]]] = defaultdict(lambda: defaultdict(list))
-    highest: dict[tuple[str, str], Tensor] = {}
+    together = _OverAllRows()
     for number, half in enumerate(subject.halves):
 
         def report(path: str, kind: str, observations: Mapping[str, Tensor], number: int = number) -> None:
@@ -35,13 +38,7 @@ def forward_rows(subject: Subject) -> list[Row]:
                 while len(values) <= number:
                     values.append([])
                 values[number].append(entry.function(**{name: observations[name] for name in entry.inputs}))
-            if "preactivation" in observations:
-                # Whether a unit is ever on is known of all rows together only.
-                units = observations["preactivation"].flatten(0, -2).amax(dim=0)
-                known = highest.get((path, kind))
-                # A function that serves layers of several widths has no units of its own: the last width counts.
-                fits = known is not None and known.shape == units.shape
-                highest[path, kind] = torch.maximum(known, units) if known is not None and fits else units
+            together.see((path, kind), observations)
 
         with observing(subject.module, report):
             outcome = evaluate(subject.module, half.tokens, half.labels)
@@ -50,9 +47,9 @@ def forward_rows(subject: Subject) -> list[Row]:
         if outcome.logits is not None and outcome.targets is not None:
             whole |= {"logits": outcome.logits.detach(), "targets": outcome.targets}
         report("", "model", whole)
-    for site, units in highest.items():
-        for entry in computable(frozenset({"highest_preactivation"}), "forward"):
-            seen[site][entry] = [[entry.function(units)]]
+    for site, observations in together.observations():
+        for entry in computable(frozenset(observations), "forward"):
+            seen[site][entry] = [[entry.function(**{name: observations[name] for name in entry.inputs})]]
     weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
     sites = [(site, entry, values) for site, entries in seen.items() for entry, values in entries.items()]
     # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
@@ -68,6 +65,42 @@ def forward_rows(subject: Subject) -> list[Row]:
             depth = depth_of_value(subject.layers, owner, depth)
         rows += _rows(subject, entry, path, kind, depth, halves, weights[: len(halves)])
     return rows
+
+
+class _OverAllRows:
+    """What has to be seen of several micro-batches before it can be evaluated, however the rows are cut."""
+
+    def __init__(self) -> None:
+        self._highest: dict[tuple[str, str], Tensor] = {}
+        self._compared: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def see(self, site: tuple[str, str], observations: Mapping[str, Tensor]) -> None:
+        """Keep of an observation what is needed: the highest value of every unit, the first few sequences."""
+        if "preactivation" in observations:
+            units = observations["preactivation"].flatten(0, -2).amax(dim=0)
+            known = self._highest.get(site)
+            # A function that serves layers of several widths has no units of its own: the last width counts.
+            fits = known is not None and known.shape == units.shape
+            self._highest[site] = torch.maximum(known, units) if known is not None and fits else units
+        if "stream_before" in observations:
+            pairs = self._compared[site]
+            room = COMPARED_SEQUENCES - sum(len(stream) for stream, _ in pairs)
+            alike = all(stream.shape[1:] == observations["stream"].shape[1:] for stream, _ in pairs)
+            if room > 0 and alike:
+                before, after = (observations[name][:room].clone() for name in ("stream_before", "stream"))
+                pairs.append((after, before))
+
+    def observations(self) -> Iterator[tuple[tuple[str, str], dict[str, Tensor]]]:
+        """Give what was kept.
+
+        Yields:
+            Sites, and what can be evaluated there.
+        """
+        for site, units in self._highest.items():
+            yield site, {"highest_preactivation": units}
+        for site, pairs in self._compared.items():
+            after, before = (torch.cat(streams) for streams in zip(*pairs, strict=True))
+            yield site, {"sequences": after, "sequences_before": before}
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

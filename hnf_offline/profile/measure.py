@@ -10,6 +10,7 @@ from hnf_offline.profile.derivatives import derivative_rows
 from hnf_offline.profile.effort import spend
 from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.forward import forward_rows
+from hnf_offline.profile.gradients import check_rows
 from hnf_offline.profile.maps import map_rows, precision_rows
 from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.memory import MemoryPlan, copies_together
@@ -44,6 +45,8 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
             stability=tier >= TIERS.index("stability"),
             curvature=tier >= TIERS.index("curvature"),
         )
+        if settings.gradient_check:
+            rows += check_rows(subject, settings.seed)
     if tier >= TIERS.index("curvature") and settings.traces:
         rows += layer_trace_rows(subject, settings)
     if tier >= TIERS.index("full"):

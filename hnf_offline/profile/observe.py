@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from hnf_offline.run.model.layers import blocks_of, centres, is_norm
 
@@ -81,16 +81,22 @@ def observing(module: nn.Module, report: Reporter) -> Iterator[None]:
     Yields:
         Nothing; call the module inside.
     """
+
+    def aside(path: str, kind: str, observations: dict[str, Tensor]) -> None:
+        # What is computed of an observation is no part of the forward pass: nobody need watch it.
+        with _disable_current_modes():
+            report(path, kind, observations)
+
     running: list[str] = [""]
     blocks = set(blocks_of(module))
     functions = frozenset(path for path, part in module.named_modules() if _is_function(part))
     before: list[Tensor] = []
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for path, part in module.named_modules():
-        handles.append(part.register_forward_pre_hook(_enter(path, running, report)))
+        handles.append(part.register_forward_pre_hook(_enter(path, running, aside)))
         handles.append(
             part.register_forward_hook(
-                _leave(path, before if path in blocks else None, running, report), always_call=True
+                _leave(path, before if path in blocks else None, running, aside), always_call=True
             )
         )
     # In eval mode torch's encoder layers would take one fused kernel for everything and show nothing.

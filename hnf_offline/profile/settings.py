@@ -28,6 +28,7 @@ class ProfileSettings:
         seed: seed of every random start vector.
         traces: products for the trace of each layer, at least 4; 0 for no traces.
         density: also the spectral density of the whole model, some hundred products a checkpoint.
+        gradient_check: also hold the gradient against differences of the loss in float64.
     """
 
     tier: str = "curvature"
@@ -43,6 +44,7 @@ class ProfileSettings:
     seed: int = 0
     traces: int = 0
     density: bool = False
+    gradient_check: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ highest value of each unit over all tokens, and `gate_output`, which is `activat
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _CATALOGUE = "training-stability catalogue (source document)"
@@ -20,6 +20,8 @@ _ALL = "every block and every activation function"
 _GATES = "every ReLU, GELU, SiLU and their relatives"
 #: A bounded function is saturated beyond this share of its range.
 SATURATED = 0.99
+#: Half a unit of the last place above the largest bfloat16: what rounds to infinity.
+BFLOAT16_OVERFLOW = 2.0**128 - 2.0**119
 
 
 @quantity(
@@ -59,7 +61,7 @@ def activation_variance(activation: Tensor) -> Tensor:
         A scalar.
     """
     each = activation.flatten(1) if activation.ndim > 2 else activation.reshape(1, -1)
-    return each.var(dim=1, correction=0).mean()
+    return (each - each.mean(dim=1, keepdim=True)).square().mean()
 
 
 @quantity(
@@ -102,14 +104,17 @@ def activation_largest(activation: Tensor) -> Tensor:
     return activation.amax()
 
 
-def _overflow(activation: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = activation.to(dtype)
-    return (activation.isfinite() & ~cast.isfinite()).to(activation.dtype).mean()
+def _share(chosen: Tensor) -> Tensor:
+    return chosen.count_nonzero() / chosen.numel()
 
 
-def _underflow(activation: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = activation.to(dtype)
-    return ((activation != 0) & (cast == 0)).to(activation.dtype).mean()
+def _overflow(activation: Tensor, limit: float) -> Tensor:
+    size = activation.abs()
+    return _share(size >= limit) - _share(size == math.inf)
+
+
+def _underflow(activation: Tensor, limit: float) -> Tensor:
+    return _share(activation.abs() <= limit) - _share(activation == 0)
 
 
 @quantity(
@@ -129,9 +134,7 @@ def overflow_fp16(activation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    import torch
-
-    return _overflow(activation, torch.float16)
+    return _overflow(activation, 65520.0)
 
 
 @quantity(
@@ -150,9 +153,7 @@ def underflow_fp16(activation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    import torch
-
-    return _underflow(activation, torch.float16)
+    return _underflow(activation, 2.0**-25)
 
 
 @quantity(
@@ -172,9 +173,7 @@ def overflow_bf16(activation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    import torch
-
-    return _overflow(activation, torch.bfloat16)
+    return _overflow(activation, BFLOAT16_OVERFLOW)
 
 
 @quantity(
@@ -193,9 +192,7 @@ def underflow_bf16(activation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    import torch
-
-    return _underflow(activation, torch.bfloat16)
+    return _underflow(activation, 2.0**-134)
 
 
 @quantity(
@@ -214,7 +211,7 @@ def positive_share(preactivation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return (preactivation > 0).to(preactivation.dtype).mean()
+    return _share(preactivation > 0)
 
 
 @quantity(
@@ -233,7 +230,7 @@ def zero_share(gate_output: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return (gate_output == 0).to(gate_output.dtype).mean()
+    return _share(gate_output == 0)
 
 
 @quantity(
@@ -255,7 +252,7 @@ def dead_share(highest_preactivation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return (highest_preactivation <= 0).to(highest_preactivation.dtype).mean()
+    return _share(highest_preactivation <= 0)
 
 
 @quantity(
@@ -274,4 +271,4 @@ def saturated_share(bounded_output: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return (bounded_output.abs() > SATURATED).to(bounded_output.dtype).mean()
+    return _share(bounded_output.abs() > SATURATED)

@@ -17,67 +17,46 @@ if TYPE_CHECKING:
 _SOURCE = "McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1"
 _LAYERS = "the whole model; four replayed sequences or more"
 #: Student's t at 95 % for 1, 2, ... degrees of freedom.
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
 
 
 @dataclass(frozen=True, slots=True)
 class GradientNoise:
-    """Gradients of groups of rows, as far as their noise needs them.
+    """Mean gradients g_i of disjoint groups of sequences, held against the mean gradient g of all.
 
     Attributes:
-        sizes: [groups], sequences in each.
-        products: [groups, groups], inner products of the groups' mean gradients.
+        sizes: [groups], n_i, sequences in each; at least two groups.
+        total: N, all replayed sequences, those of no group included.
+        squared_distances: [groups], |g_i - g|^2.
+        projections: [groups], <g_i - g, g>.
+        squared_norm: |g|^2.
         tokens_per_sequence: predicted tokens of a sequence, on average.
     """
 
     sizes: Floats
-    products: Floats
+    total: float
+    squared_distances: Floats
+    projections: Floats
+    squared_norm: float
     tokens_per_sequence: float
 
-    def estimate(self, groups: NDArray[np.int64] | None = None) -> tuple[float, float]:
-        """Estimate tr(Sigma) and |G|^2 without bias.
+    @property
+    def shares(self) -> Floats:
+        """1/n_i - 1/N: the variance of g_i - g in units of a single sequence's."""
+        return np.asarray(1 / self.sizes - 1 / self.total)
 
-        E |g_i|^2 = |G|^2 + tr(Sigma) / n_i for the mean gradient g_i of n_i sequences; so with g that of all N,
-        (sum_i n_i |g_i|^2 - N |g|^2) / (groups - 1) has mean tr(Sigma), and |g|^2 - tr(Sigma) / N has mean |G|^2.
-
-        Args:
-            groups: which groups to use, None for all.
-
-        Returns:
-            tr(Sigma) of a single sequence's gradient, and |G|^2.
-        """
-        chosen = np.arange(self.sizes.size) if groups is None else groups
-        sizes, products = self.sizes[chosen], self.products[np.ix_(chosen, chosen)]
-        total = sizes.sum()
-        whole = float(sizes @ products @ sizes) / total**2
-        trace = (float(sizes @ np.diag(products)) - total * whole) / (sizes.size - 1)
-        return trace, whole - trace / total
-
-    def error(self, of: int) -> float:
-        """Half of the 95 % interval of an estimate, by leaving out one group at a time.
-
-        Args:
-            of: 0 for tr(Sigma), 1 for |G|^2.
-
-        Returns:
-            The error; infinite for fewer than three groups.
-
-        Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 11 (jackknife).
-        """
-        count = self.sizes.size
-        if count < 3:
-            return float("inf")
-        every = np.arange(count)
-        without = np.array([self.estimate(np.delete(every, one))[of] for one in range(count)])
-        spread = float(np.sum((without - without.mean()) ** 2)) * (count - 1) / count
-        return _STUDENT[min(count - 1, len(_STUDENT)) - 1] * float(np.sqrt(spread))
+    @property
+    def student(self) -> float:
+        """Student's t of the groups' degrees of freedom."""
+        return _STUDENT[min(self.sizes.size - 1, len(_STUDENT)) - 1]
 
 
 @quantity(
     "gradient.variance_trace",
     unit="(loss / parameter)^2",
-    formula="tr(Sigma) = (sum_i n_i |g_i|^2 - N |g|^2) / (groups - 1), g_i the mean gradient of n_i "
-    "sequences, g of all N",
+    formula="tr(Sigma) = mean_i |g_i - g|^2 / (1/n_i - 1/N), g_i the mean gradient of a group of n_i "
+    "sequences, g that of "
+    "all N",
     reference=_SOURCE,
     tier="gradient",
     layers=_LAYERS,
@@ -86,12 +65,14 @@ class GradientNoise:
     cannot="Taken between replayed sequences at fixed weights; the data that are not replayed may differ more.",
 )
 def variance_trace(noise: GradientNoise) -> tuple[float, float, float]:
-    """Trace of the covariance of a single sequence's gradient.
+    """Trace of the covariance of a single sequence's gradient, without bias.
 
     Returns:
-        Value, and lower and upper end of its interval.
+        Value, and lower and upper end of its 95 % interval over the groups.
     """
-    value, error = noise.estimate()[0], noise.error(0)
+    each = noise.squared_distances / noise.shares
+    value = float(each.mean())
+    error = noise.student * float(each.std(ddof=1)) / each.size**0.5
     return value, max(0.0, value - error), value + error
 
 
@@ -112,7 +93,10 @@ def squared_mean_gradient(noise: GradientNoise) -> tuple[float, float, float]:
     Returns:
         Value, and lower and upper end of its interval.
     """
-    value, error = noise.estimate()[1], noise.error(1)
+    value = noise.squared_norm - variance_trace(noise)[0] / noise.total
+    # |g|^2 scatters about its mean by 2 sqrt(G' Sigma G / N), and G' Sigma G shows in the projections.
+    along = float(np.mean(noise.projections**2 / noise.shares))
+    error = noise.student * 2 * (along / noise.total) ** 0.5
     return value, value - error, value + error
 
 

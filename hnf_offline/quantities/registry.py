@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -143,8 +144,14 @@ def computable(offered: frozenset[str], tier: str) -> tuple[Quantity, ...]:
     Returns:
         The quantities, in catalogue order.
     """
+    return _computable(offered, tier, len(catalogue()))
+
+
+@cache
+def _computable(offered: frozenset[str], tier: str, _registered: int) -> tuple[Quantity, ...]:
+    # Asked at every module of every micro-batch: the answer changes only when something is registered.
     return tuple(
         entry
-        for entry in catalogue().values()
+        for entry in _REGISTRY.values()
         if entry.tier == tier and entry.inputs and set(entry.inputs) <= offered
     )

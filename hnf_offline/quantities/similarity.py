@@ -1,7 +1,7 @@
 """How much two successive blocks' outputs have in common.
 
-`stream` and `stream_before` are [sequences, tokens, width], of a sequence at most 512 tokens, evenly spaced. Everything
-is measured within each sequence and averaged, so that it does not depend on how many go through the model at once.
+`sequences` and `sequences_before` are [sequences, tokens, width]: the first four that are replayed, of each at most 512
+tokens, evenly spaced. Everything is measured within each sequence and averaged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hnf_offline.quantities.registry import quantity
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LAYERS = "every block but the first"
+_LAYERS = "every block but the first; on the first four sequences"
 #: Neighbours that the estimate of mutual information counts to.
 NEIGHBOURS = 3
 #: Power steps to the leading principal component: enough where the second is below 0.9 of it.
@@ -48,13 +48,13 @@ def _gram(stream: Tensor) -> Tensor:
     reading="1: the block leaves all relations between tokens as they are; near 0: it replaces them.",
     cannot="Large directions decide it: a few massive activations can hold it at 1 while everything else changes.",
 )
-def linear_cka(stream_before: Tensor, stream: Tensor) -> Tensor:
+def linear_cka(sequences_before: Tensor, sequences: Tensor) -> Tensor:
     """Linear centred kernel alignment between the inputs and outputs of a block, unbiased in the tokens.
 
     Returns:
         A scalar, about 0 for independent streams whatever the width; NaN for fewer than 4 tokens.
     """
-    left, right = _gram(stream_before), _gram(stream)
+    left, right = _gram(sequences_before), _gram(sequences)
     cross = _unbiased_hsic(left, right)
     return (cross / (_unbiased_hsic(left, left) * _unbiased_hsic(right, right)).sqrt()).mean()
 
@@ -75,14 +75,14 @@ def linear_cka(stream_before: Tensor, stream: Tensor) -> Tensor:
     "1411.2003), and "
     "one direction says nothing of the others; tokens of a sequence are not independent.",
 )
-def principal_information(stream_before: Tensor, stream: Tensor) -> Tensor:
+def principal_information(sequences_before: Tensor, sequences: Tensor) -> Tensor:
     """Mutual information between the first principal components of a block's inputs and outputs.
 
     Returns:
         A scalar; may be slightly negative for independent ones; NaN for fewer than 5 tokens.
     """
     return nearest_neighbour_information(
-        _principal_component(stream_before.double()), _principal_component(stream.double())
+        _principal_component(sequences_before.double()), _principal_component(sequences.double())
     ).mean()
 
 
@@ -105,7 +105,8 @@ def nearest_neighbour_information(x: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(x[:, 0], torch.nan)
     apart_x, apart_y = ((one.unsqueeze(2) - one.unsqueeze(1)).abs() for one in (x, y))
     # The nearest one is the point itself.
-    radius = torch.maximum(apart_x, apart_y).kthvalue(NEIGHBOURS + 1, dim=2, keepdim=True).values
+    near = torch.maximum(apart_x, apart_y).topk(NEIGHBOURS + 1, dim=2, largest=False).values
+    radius = near.amax(dim=2, keepdim=True)
     # The counts hold the point itself, which is the "+ 1" of the formula.
     within = [(apart < radius).sum(dim=2).clamp_min(1).to(x.dtype) for apart in (apart_x, apart_y)]
     constants = torch.digamma(x.new_tensor([float(NEIGHBOURS), float(n)])).sum()

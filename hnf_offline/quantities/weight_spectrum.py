@@ -262,6 +262,8 @@ def nuclear_norm(spectrum: MatrixSpectrum) -> Bounded:
 
 #: Fewer eigenvalues in the tail say nothing of a power law.
 FEWEST_IN_TAIL = 10
+#: Lengths of the tail that are tried, from the fewest to all, evenly in their logarithm.
+MOST_TAILS = 100
 
 
 @quantity(
@@ -287,17 +289,17 @@ def tail_exponent(spectrum: MatrixSpectrum) -> Bounded | None:
     logs = np.log(squares)
     sizes = np.arange(1, logs.size + 1)
     spread = np.cumsum(logs) - sizes * logs
-    with np.errstate(divide="ignore", invalid="ignore"):
-        alphas = 1 + sizes / spread
-        # [k, i]: of the k largest, i lie above the (i+1)-th, and the power law says how many should.
-        excess = logs[None, :] - logs[:, None]
-        model = np.exp((1 - alphas)[:, None] * excess)
-        places = (sizes - 1)[None, :] / sizes[:, None]
-        distance = np.maximum(np.abs(model - places), np.abs(model - places - 1 / sizes[:, None]))
-    distance = np.where(sizes[None, :] <= sizes[:, None], distance, 0.0).max(axis=1)
-    possible = (sizes >= FEWEST_IN_TAIL) & (spread > 0)
-    if not possible.any():
+    tried = np.unique(np.geomspace(FEWEST_IN_TAIL, logs.size, MOST_TAILS).round().astype(int)) - 1
+    tried = tried[spread[tried] > 0]
+    if not tried.size:
         return None  # all equal: no tail at all
-    best = int(np.argmin(np.where(possible, distance, np.inf)))
+    alphas = 1 + sizes[tried] / spread[tried]
+    distances: list[float] = []
+    for last, alpha in zip(tried, alphas, strict=True):
+        # Of the k largest, i lie above the (i+1)-th; the power law says how many should.
+        model = np.exp((1 - alpha) * (logs[: last + 1] - logs[last]))
+        above = sizes[: last + 1] / sizes[last]
+        distances.append(max(np.abs(model - above).max(), np.abs(model - above + 1 / sizes[last]).max()))
+    best = int(np.argmin(distances))
     alpha = float(alphas[best])
-    return _around(alpha, 1.96 * (alpha - 1) / math.sqrt(best + 1))
+    return _around(alpha, 1.96 * (alpha - 1) / math.sqrt(sizes[tried[best]]))

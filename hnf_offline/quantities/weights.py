@@ -1,7 +1,7 @@
 """The weights themselves, one checkpoint at a time.
 
-`weight` is one layer's parameters, flattened; `sorted_weight` the same in ascending order; `neighbour` those of the
-layer of the same kind and shape in the block before.
+`weight` is one layer's parameters, flattened; `sorted_weight` the same in ascending order (at least at the ranks that
+are read); `neighbour` those of the layer of the same kind and shape in the block before.
 """
 
 from __future__ import annotations

@@ -214,6 +214,22 @@ def test_quantities_lists_and_explains_every_entry(hnf: Any) -> None:
     assert {one["tier"] for one in tier} == {"gradient"}
 
 
+def test_quantities_are_filtered_by_kind_and_source(hnf: Any) -> None:
+    def names(*options: str) -> set[str]:
+        return {one["name"] for one in hnf("quantities", *options, "--json").json["quantities"]}
+
+    of_weights = names("--kind", "weight")
+    assert "weight.stable_rank" in of_weights and "loss.mean" not in of_weights
+    assert names("--kind", "softmax") >= {"attention.entropy", "proxy.softmax_log10"}
+    assert "attention.entropy" not in names("--kind", "norm")
+    assert names("--source", "explosion") >= {"gradient.norm_band", "scaler.simulated_skips"}
+    assert names("--source", "2309.14322") >= {"attention.logit_max", "logits.log_z"}
+    both = names("--source", "catalogue", "--tier", "weights")
+    assert "weight.nuclear_norm" in both and "gradient.norm" not in both
+    assert "weight" in hnf("quantities", "--kind", "nothing").err
+    assert "profiler" in hnf("quantities", "--source", "nowhere").err
+
+
 @pytest.mark.parametrize("extra", [{}, {"COLUMNS": "60"}])
 def test_pipes_get_no_escapes(extra: dict[str, str], tiny_run: Path, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -12,12 +13,13 @@ from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 from torch import nn
 
+from hnf_offline.linalg.hessian import Part
 from hnf_offline.profile.settings import ProfileSettings
-from hnf_offline.profile.weights import heads_of, measure_weights, neighbours_of
+from hnf_offline.profile.weights import alone_rows, heads_of, measure_weights, neighbours_of
 from hnf_offline.quantities import catalogue
 from hnf_offline.run import open_run
 from hnf_offline.run.model.gpt import GPT, GPTConfig
-from hnf_offline.run.model.layers import layers_of
+from hnf_offline.run.model.layers import Layer, layers_of
 from hnf_offline.table import KINDS
 
 WEIGHTS = ProfileSettings(tier="weights")
@@ -147,3 +149,14 @@ def test_neighbours_are_of_one_kind_and_heads_come_from_the_module() -> None:
     assert not any(path.startswith("transformer.h.0.") for path in neighbours)
     assert set(heads_of(module, layers).values()) == {(2, 2)}
     assert heads_of(nn.Linear(2, 2), ()) == {}
+
+
+@pytest.mark.parametrize("size", [1, 2, 99, 100, 101, 1234])
+def test_quantiles_of_layers_are_those_of_sorted_weights(size: int) -> None:
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(size))
+    layer = (Layer("norm", "norm", 0, (Part("norm.weight", (size,)),)),)
+    rows = {row.quantity: row.value for row in alone_rows(3, layer, {"norm.weight": weight})}
+    for share in (1, 25, 50, 75, 99):
+        exact = np.quantile(weight.numpy(), share / 100, method="inverted_cdf")
+        assert rows[f"weight.quantile_{share:02d}"] == pytest.approx(float(exact))
+    assert rows["weight.largest"] == pytest.approx(weight.abs().max().item())

@@ -1,0 +1,236 @@
+"""What the gradient tier shows beside the gradient itself: noise between sequences, depth, and a check on request."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hnf_offline.profile.batch import MicroBatch, rows_of
+from hnf_offline.profile.effort import spend
+from hnf_offline.profile.subject import Subject
+from hnf_offline.profile.update import full_update
+from hnf_offline.quantities.gradient_noise import GradientNoise
+from hnf_offline.quantities.registry import computable
+from hnf_offline.run.model.layers import Layer, blocks_of
+from hnf_offline.run.model.loss import count_predicted, evaluate
+from hnf_offline.run.model.placing import placed
+from hnf_offline.run.optimizer import OptimizerState
+from hnf_offline.table import Row
+
+#: Groups whose gradients are compared, and the share of all rows that they have together: half a gradient more.
+GROUPS, GROUPED_SHARE = 4, 0.5
+#: Fewer rows leave no noise to see.
+FEWEST_ROWS = 4
+#: Random directions of a gradient check, and the step along them as a share of the weights' length.
+DIRECTIONS, CHECK_STEP = 8, 1e-6
+
+
+def moments_of(state: OptimizerState | None, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the saved first moments, or momentum buffers.
+
+    Args:
+        state: the optimizer's state.
+        like: tensors by parameter name, of the shape and on the device that is wanted.
+
+    Returns:
+        By parameter name; without parameters that have none.
+    """
+    found: dict[str, Tensor] = {}
+    for name, own in ({} if state is None or not state.saved else state.parameters).items():
+        moment = own.exp_avg if own.exp_avg is not None else own.momentum_buffer
+        if moment is not None and name in like:
+            found[name] = placed(moment, like[name].device).to(like[name]).reshape(like[name].shape)
+    return found
+
+
+def next_update_of(subject: Subject, layer: Layer, gradients: Mapping[str, Tensor]) -> Tensor | None:
+    """Give the optimizer's next update of one layer in full.
+
+    Returns:
+        [size]; None where the optimizer's state does not say it.
+    """
+    state = subject.optimizer
+    if state is None or not state.saved:
+        return None
+    names = {part.parameter for part in layer.parts}
+    own = {name: gradients[name] for name in names}
+    update = full_update(state, own, dict(subject.module.named_parameters()))
+    return (
+        None if update is None else torch.cat([part.gather(update[part.parameter]) for part in layer.parts])
+    )
+
+
+def depth_rows(subject: Subject, norms: Mapping[str, float]) -> list[Row]:
+    """Fit the gradient norm of a block against its number.
+
+    Args:
+        subject: module and layers.
+        norms: gradient norm by layer path.
+
+    Returns:
+        One row of the whole model; none for fewer than three blocks, or where one has no gradient.
+    """
+    squares = [
+        sum(norm**2 for path, norm in norms.items() if path == block or path.startswith(f"{block}."))
+        for block in blocks_of(subject.module)
+    ]
+    if len(squares) < 3 or not all(0 < one < float("inf") for one in squares):
+        return []
+    return _interval_rows(subject, {"block_gradient_norms": np.sqrt(np.array(squares))})
+
+
+def noise_rows(subject: Subject, gradients: Mapping[str, Tensor]) -> list[Row]:
+    """Measure the gradients of a few groups of rows, and from them the noise between sequences.
+
+    Args:
+        subject: module and rows.
+        gradients: of all rows, by parameter name.
+
+    Returns:
+        Rows of the whole model; none for fewer than four rows or where gradients are not finite.
+    """
+    noise = gradient_noise(subject.module, subject.batches, gradients)
+    if noise is None:
+        return []
+    return _interval_rows(subject, {"noise": noise})
+
+
+def gradient_noise(
+    module: nn.Module, batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]
+) -> GradientNoise | None:
+    """Compare the gradients of groups of rows with that of all rows.
+
+    The groups are cut from the first half of all rows, whatever micro-batches these come in; the size of those bounds
+    how many rows go through the model at once.
+
+    Args:
+        module: in eval mode.
+        batches: all rows.
+        gradients: of all rows, by parameter name.
+
+    Returns:
+        The comparison; None for fewer than four rows, or where something is not finite.
+    """
+    total = rows_of(batches)
+    if total < FEWEST_ROWS:
+        return None
+    tokens = torch.cat([batch.tokens for batch in batches])
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    targets = torch.cat(labels) if len(labels) == len(batches) else None
+    size = max(1, int(total * GROUPED_SHARE) // GROUPS)
+    groups = min(GROUPS, int(total * GROUPED_SHARE) // size)
+    together = max(len(batch.tokens) for batch in batches)
+    predicted = count_predicted(tokens, targets)
+    parameters = {name: value for name, value in module.named_parameters() if name in gradients}
+    sizes: list[float] = []
+    told: list[Tensor] = []
+    for number in range(groups):
+        rows = slice(number * size, (number + 1) * size)
+        group = MicroBatch(tokens[rows], None if targets is None else targets[rows], 1.0)
+        count = count_predicted(group.tokens, group.labels)
+        if not count:
+            continue
+        own = _gradients(module, parameters, group.split(together))
+        apart = torch.zeros((), dtype=torch.float64, device=tokens.device)
+        along = torch.zeros_like(apart)
+        for name, gradient in own.items():
+            difference = gradient - gradients[name]
+            apart += difference.square().sum().double()
+            along += (difference * gradients[name]).sum().double()
+        told.append(torch.stack([apart, along]))
+        # In sequences of average length: those that predict more weigh more in every mean.
+        sizes.append(count / predicted * total)
+    spend("gradient", groups * size)
+    if len(sizes) < 2:
+        return None
+    norm = torch.stack([value.square().sum().double() for value in gradients.values()]).sum()
+    values = torch.cat([torch.stack(told).flatten(), norm.reshape(1)]).cpu().numpy()
+    if not np.isfinite(values).all():
+        return None
+    pairs = values[:-1].reshape(-1, 2)
+    return GradientNoise(
+        np.array(sizes), float(total), pairs[:, 0], pairs[:, 1], float(values[-1]), predicted / total
+    )
+
+
+def _gradients(
+    module: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[MicroBatch]
+) -> dict[str, Tensor]:
+    """Gradient of the mean loss of some micro-batches whose weights sum to 1."""
+    from hnf_offline.profile.suffix.blocks import unfused
+
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        with torch.enable_grad(), unfused():
+            loss = evaluate(module, batch.tokens, batch.labels).loss
+            found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        for name, gradient in zip(parameters, found, strict=True):
+            scaled = batch.weight * gradient
+            sums[name] = sums[name].add_(scaled) if name in sums else scaled
+    return sums
+
+
+def check_rows(subject: Subject, seed: int) -> list[Row]:
+    """Hold the gradient against central differences of the loss along random directions, in float64.
+
+    A copy of the module does it, on the first micro-batch; twice the memory of its parameters, once more in float64.
+
+    Args:
+        subject: module and rows.
+        seed: of the directions.
+
+    Returns:
+        One row of the whole model.
+    """
+    module = copy.deepcopy(subject.module).double()
+    batch = subject.batches[0]
+    parameters = dict(module.named_parameters())
+    gradients = _gradients(module, parameters, [MicroBatch(batch.tokens, batch.labels, 1.0)])
+    generator = torch.Generator().manual_seed(seed)
+    length = torch.stack([value.detach().square().sum() for value in parameters.values()]).sum().sqrt()
+    step = float(length) * CHECK_STEP
+    analytic: list[Tensor] = []
+    numeric: list[Tensor] = []
+    with torch.no_grad():
+        for _ in range(DIRECTIONS):
+            direction = {
+                name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+                for name, value in parameters.items()
+            }
+            norm = torch.stack([value.square().sum() for value in direction.values()]).sum().sqrt()
+            analytic.append(sum_of_products(gradients, direction) / norm)
+            losses: list[Tensor] = []
+            for shift in (1.0, -2.0):  # to w + e v, then to w - e v
+                for name, value in parameters.items():
+                    value.add_(direction[name] / norm, alpha=shift * step)
+                losses.append(evaluate(module, batch.tokens, batch.labels).loss)
+            for name, value in parameters.items():
+                value.add_(direction[name] / norm, alpha=step)
+            numeric.append((losses[0] - losses[1]) / (2 * step))
+    spend("forward", (2 * DIRECTIONS + 3) * len(batch.tokens))
+    told = torch.stack([torch.stack(analytic), torch.stack(numeric)]).cpu().double().numpy()
+    (entry,) = computable(frozenset({"analytic", "numeric"}), "gradient")
+    error = float(entry.function(told[0], told[1]))
+    return [Row(subject.step, "", "model", -1, entry.name, error, batch=subject.name)]
+
+
+def sum_of_products(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    """Inner product of two vectors kept by parameter name.
+
+    Returns:
+        A scalar.
+    """
+    return torch.stack([(one[name] * other[name]).sum() for name in one]).sum()
+
+
+def _interval_rows(subject: Subject, offered: Mapping[str, object]) -> list[Row]:
+    rows: list[Row] = []
+    for entry in computable(frozenset(offered), "gradient"):
+        value, low, high = entry.function(**{name: offered[name] for name in entry.inputs})
+        # An interval without an upper end is no solver's failure: it says itself what is not known.
+        rows.append(Row(subject.step, "", "model", -1, entry.name, value, low, high, batch=subject.name))
+    return rows
