@@ -103,6 +103,26 @@ def test_the_paired_test_finds_a_planted_difference():
 # the power law
 
 
+@pytest.mark.parametrize("rows", [200, 2000])
+@pytest.mark.parametrize(
+    "truth", [(2.0, 4.0, 0.5), (0.5, 4.0, 0.3), (2.0, 40.0, 1.2), (0.0, 4.0, 0.2), (2.0, 4.0, 0.1)]
+)
+def test_a_power_law_without_noise_is_recovered(truth, rows):
+    fit = fit_power_law(STEPS[:rows], power(*truth)[:rows])
+    assert isinstance(fit, PowerLaw)
+    assert (fit.floor, fit.amplitude, fit.exponent) == pytest.approx(truth, rel=1e-6, abs=1e-6)
+    assert fit.gain == pytest.approx(truth[1] * (rows ** -truth[2] - (2 * rows) ** -truth[2]), rel=1e-6)
+    low, high = fit.exponent_interval
+    assert low is not None and high is not None
+    assert low < fit.exponent < high < low + 1e-6
+
+
+def test_a_power_law_in_a_log_of_four_digits_is_recovered():
+    fit = fit_power_law(STEPS, power().round(4))
+    assert isinstance(fit, PowerLaw)
+    assert (fit.floor, fit.exponent) == (pytest.approx(2, abs=1e-3), pytest.approx(0.5, rel=1e-3))
+
+
 def test_a_power_law_with_little_noise_is_recovered():
     fit = fit_power_law(STEPS, power(exponent=0.5) + noise(0, phi=0.0, size=1e-3))
     assert isinstance(fit, PowerLaw)
