@@ -18,6 +18,10 @@ from hnf_offline.quantities.loss_curve import expected_gain, power_law
 EXPONENTS = np.geomspace(0.02, 4.0, 80)
 #: The beginning (warm-up, the first fall) is left out; the rest is averaged over equal stretches of log t.
 BEGINNING, BLOCKS, ROWS = 0.05, 40, 100
+#: The last step over the first: over less, a power law, a line and a jump look alike.
+SPAN = 2.0
+#: An exponent this near to the highest that is tried is the limit of the search, not of the loss.
+STEEPEST = 0.99
 #: A fit that explains less of the block means says nothing.
 EXPLAINED = 0.5
 #: What is left of the variance is rounding below this, whose correlation says nothing against the power law.
@@ -87,6 +91,8 @@ def fit_power_law(steps: NDArray[np.int64], loss: Floats) -> PowerLaw | str:
     steps, loss = steps[keep], loss[keep]
     if steps.size < ROWS:
         return f"a power law needs {ROWS} rows after the first 5 % of the steps"
+    if steps[-1] < SPAN * max(steps[0], 1):
+        return f"a power law needs steps that grow {SPAN:g}-fold: these only show where the run already was"
     unit = float(steps[-1])
     curve = _Blocks.of(steps / unit, loss)
     total = float(np.sum(curve.weight * (curve.level - curve.mean) ** 2))
@@ -95,6 +101,8 @@ def fit_power_law(steps: NDArray[np.int64], loss: Floats) -> PowerLaw | str:
     squares = max(best.square, curve.rounding)
     if not total > 0 or 1 - squares / total < EXPLAINED or best.amplitude <= 0:
         return "the loss does not fall as a power law does"
+    if best.exponent >= STEEPEST * EXPONENTS[-1]:
+        return "the loss falls faster than a power law does: a jump, or a run that has just begun again"
     phi = min(max(float(lag_one(best.residual)), 0.0), 0.9)
     freedom = curve.level.size * (1 - phi) / (1 + phi) - 3
     if squares <= ROUNDING * total:

@@ -130,14 +130,7 @@ def precision_lines(precision: Mapping[str, Any]) -> Iterator[str]:
     """
     bands = precision.get("bands")
     if bands:
-        names = {
-            "below": "below .5",
-            "healthy": ".5-5",
-            "high": "5-10",
-            "critical": "above 10",
-            "exploded": "not finite",
-        }
-        told = [f"{_share(bands[key])} {name}" for key, name in names.items() if bands.get(key)]
+        told = [f"{_share(bands[key])} {name}" for key, name in _BANDS.items() if bands.get(key)]
         yield f"gradient norms: {', '.join(told)} (healthy .5-5 by the source's bands for a clipped run)"
     scale = precision.get("scale")
     if scale:

@@ -123,6 +123,18 @@ def test_a_power_law_in_a_log_of_four_digits_is_recovered():
     assert (fit.floor, fit.exponent) == (pytest.approx(2, abs=1e-3), pytest.approx(0.5, rel=1e-3))
 
 
+def test_the_end_of_a_run_alone_says_nothing_of_a_power_law():
+    late = fit_power_law(STEPS + 10_000, power() + noise(0, size=1e-3))
+    assert isinstance(late, str) and "2-fold" in late
+
+
+@pytest.mark.parametrize("back", [110, 120, 150, 200, 300, 1000])
+def test_a_jump_is_never_worth_continuing(back):
+    # A run that begins again with a loss too high and is back after some steps: nothing to extrapolate.
+    fit = fit_power_law(STEPS, np.where(STEPS < back, 3.0, 2.0) + noise(0, phi=0.0, size=1e-3))
+    assert isinstance(fit, str) if back <= 120 else isinstance(fit, str) or fit.worth != "yes"
+
+
 def test_a_power_law_with_little_noise_is_recovered():
     fit = fit_power_law(STEPS, power(exponent=0.5) + noise(0, phi=0.0, size=1e-3))
     assert isinstance(fit, PowerLaw)
