@@ -131,7 +131,7 @@ def test_the_end_of_a_run_alone_says_nothing_of_a_power_law():
 @pytest.mark.parametrize("back", [110, 120, 150, 200, 300, 1000])
 def test_a_jump_is_never_worth_continuing(back):
     # A run that begins again with a loss too high and is back after some steps: nothing to extrapolate.
-    fit = fit_power_law(STEPS, np.where(STEPS < back, 3.0, 2.0) + noise(0, phi=0.0, size=1e-3))
+    fit = fit_power_law(STEPS, np.where(back > STEPS, 3.0, 2.0) + noise(0, phi=0.0, size=1e-3))
     assert isinstance(fit, str) if back <= 120 else isinstance(fit, str) or fit.worth != "yes"
 
 
