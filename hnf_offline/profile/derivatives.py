@@ -30,7 +30,7 @@ from hnf_offline.profile.spectra import (
 )
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.calibration import Calibration
-from hnf_offline.profile.weights import neighbours_of
+from hnf_offline.profile.weight_rows import neighbours_of
 from hnf_offline.profile.whole import Hessian, block_of_all, whole_hessian
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer

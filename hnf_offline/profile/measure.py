@@ -18,7 +18,7 @@ from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.traces import layer_trace_rows
-from hnf_offline.profile.weights import alone_rows, nonfinite_rows
+from hnf_offline.profile.weight_rows import alone_rows, nonfinite_rows
 from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from hnf_offline.linalg.hessian import Part
 from hnf_offline.profile.settings import ProfileSettings
-from hnf_offline.profile.weights import alone_rows, heads_of, measure_weights, neighbours_of
+from hnf_offline.profile.weight_rows import alone_rows, neighbours_of
+from hnf_offline.profile.weights import heads_of, measure_weights
 from hnf_offline.quantities import catalogue
 from hnf_offline.run import open_run
 from hnf_offline.run.model.gpt import GPT, GPTConfig
