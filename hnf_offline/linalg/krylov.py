@@ -217,7 +217,7 @@ class KrylovSpace:
         return (
             self.products >= self.rule.minimum
             and still
-            and self._settled(end, size)
+            and self._settled(end, self._ritz.scale if self.rule.ends == "both" else size)
             and not in_doubt(self._ritz, end, size, self.rule)
         )
 

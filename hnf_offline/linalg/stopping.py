@@ -47,7 +47,7 @@ class StopRule:
 
 SCREEN = StopRule(residual=0.2, minimum=2, ends="dominant", doubt=0.001, reach=1.0)
 STANDARD = StopRule(residual=0.05, minimum=3, ends="dominant", fresh=2, independent=False, doubt=0.003)
-CERTIFIED = StopRule(residual=0.02, minimum=4, maximum=64, fresh=4, doubt=0.001)
+CERTIFIED = StopRule(residual=0.01, minimum=4, maximum=64, fresh=4, doubt=0.003)
 
 #: The accuracies that a profile can be asked for, in order of cost.
 ACCURACIES: Mapping[str, StopRule] = {"screen": SCREEN, "standard": STANDARD, "certified": CERTIFIED}

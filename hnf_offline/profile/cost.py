@@ -20,6 +20,7 @@ from hnf_offline.linalg.stopping import ACCURACIES, SCREEN
 from hnf_offline.profile.densities import PROBES, STEPS
 from hnf_offline.profile.directions import DIRECTION_PRODUCTS, UPDATE_FORWARDS
 from hnf_offline.profile.effort import FORWARDS
+from hnf_offline.profile.gradients import FEWEST_ROWS, GROUPED_SHARE
 from hnf_offline.profile.layer_curvature import LayerProducts, exact_graph, share_behind
 from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.session import Session
@@ -38,21 +39,23 @@ class Products:
     Attributes:
         whole: of H, the whole model.
         whole_scaled: of A^1/2 H A^1/2, the whole model.
+        spread: the same on each training batch alone, for the range of S: its largest end, with one start vector.
         layer: of a layer's block of H.
         layer_scaled: of a layer's block of A^1/2 H A^1/2.
     """
 
     whole: float
     whole_scaled: float
+    spread: float
     layer: float
     layer_scaled: float
 
 
 #: As `python -m benchmarks.plan` prints them (three models, accuracy by accuracy); update them with the stop rules.
 PRODUCTS: Mapping[str, Products] = {
-    "screen": Products(10, 5, 2.8, 3),
-    "standard": Products(12, 10, 8, 8),
-    "certified": Products(38, 20, 29, 17),
+    "screen": Products(10, 10, 4, 2.8, 3),
+    "standard": Products(12, 12, 9, 9, 9.3),
+    "certified": Products(50, 22, 16, 33, 19),
 }
 #: Exact products of the whole model for one spectral density.
 DENSITY_PRODUCTS, WHOLE_FORWARDS = PROBES * STEPS, FORWARDS["whole product"]
@@ -93,6 +96,8 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
         Forward passes.
     """
     tier = TIERS.index(settings.tier)
+    if tier < TIERS.index("forward"):
+        return 0.0  # weights are looked at, not replayed
     parts = len(session.training_batches)
     passes = 1.0 + 1.0 / parts  # every row once, and the training batch that follows
     again = 0.0 if session.memory.keep_graphs else FORWARDS["graph"]
@@ -101,6 +106,8 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
         passes += FORWARDS["graph"] + DENSITY_PRODUCTS * whole * (2 if with_state else 1)
     if tier < TIERS.index("gradient"):
         return passes
+    if len(session.batch.tokens) >= FEWEST_ROWS:
+        passes += GROUPED_SHARE * FORWARDS["gradient"]  # for the noise between sequences
     exact = _wants_exact(session, settings)
     if tier < TIERS.index("stability") or not (exact or with_state):
         passes += FORWARDS["gradient"]
@@ -112,7 +119,7 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     if with_state:
         passes += (products.whole_scaled + DIRECTION_PRODUCTS) * whole + UPDATE_FORWARDS
         if parts > 1:  # every training batch once more, for the range of S
-            passes += FORWARDS["graph"] + _unsure(settings, products.whole_scaled) * whole
+            passes += FORWARDS["graph"] + products.spread * whole
     if tier < TIERS.index("curvature"):
         return passes
     passes += products.whole * (whole if exact or with_state else FORWARDS["gradient"])
@@ -126,11 +133,6 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
 
 def _wants_exact(session: Session, settings: ProfileSettings) -> bool:
     return ACCURACIES[settings.accuracy].residual < SCREEN.residual or not allows_differences(session.module)
-
-
-def _unsure(settings: ProfileSettings, products: float) -> float:
-    # The spread over training batches is solved without a second vector.
-    return max(1.0, products - ACCURACIES[settings.accuracy].fresh)
 
 
 def _layer_passes(session: Session, settings: ProfileSettings, *, exact: bool, with_state: bool) -> float:

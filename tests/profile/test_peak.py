@@ -61,7 +61,6 @@ def test_the_count_sees_what_only_a_graph_holds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="1.04x before the present stop rules, whose bases are larger; not measured since")
 @pytest.mark.timeout(1800)
 def test_at_32_rows_the_peak_is_at_most_a_fifth_above_that_of_one_training_gradient(
     capsys: pytest.CaptureFixture[str],
