@@ -17,6 +17,8 @@ LEFT = 96
 RIGHT = 26
 HEAD = 18
 _LETTER = 6.3  # pixels a letter of 12 px text takes, about
+#: From one line of a legend to the next.
+_LEGEND_LINE = 18
 
 
 def attribute(value: object) -> str:
@@ -126,12 +128,13 @@ def chart(panel: Chart) -> Markup:
         ticks = "".join(f"M{steps.pixel(step):.1f} {bottom:.1f}v5" for step in panel.checkpoints)
         body.append(element("path", d=ticks, class_="tick"))
     body += step_axis(steps, bottom, panel.axis)
-    body += _legend(panel, bottom + 44)
+    legend, lines = _legend(panel, bottom + 44)
+    body += legend
     spots = " ".join(
         f"{at + HEAD:.0f},{strip.height - HEAD}" for strip, at in zip(panel.strips, tops, strict=True)
     )
     return figure(
-        bottom + 52,
+        bottom + 52 + _LEGEND_LINE * (lines - 1),
         panel.title,
         body,
         class_="chart",
@@ -295,8 +298,8 @@ def glyph(marker: str, x: float, y: float) -> str:
     return f"M{x:.1f} {y:.1f}{shapes[marker]}"
 
 
-def _legend(panel: Chart, y: float) -> list[str]:
-    # Explain line styles and marks, left to right; a single line is named by its axis.
+def _legend(panel: Chart, y: float) -> tuple[list[str], int]:
+    # Explain line styles and marks, left to right, in as many lines as it takes; a single line is named by its axis.
     entries: list[tuple[str, str]] = []
     for strip in panel.strips:
         if len(strip.lines) > 1:
@@ -329,9 +332,13 @@ def _legend(panel: Chart, y: float) -> list[str]:
             element("path", d=glyph("circle", 11, y - 4), class_="hollow alarm"),
             "not certified",
         ))
-    body, x = [], float(LEFT)
+    body, x, lines = [], float(LEFT), 1
     for drawing, words in entries:
-        body.append(element("g", drawing, transform=f"translate({x:.0f} 0)"))
-        body.append(text(x + 27, y, words, class_="small"))
-        x += 27 + len(words) * _LETTER + 18
-    return body
+        width = 27 + len(words) * _LETTER
+        if x > LEFT and x + width > WIDTH - RIGHT:
+            x, lines = float(LEFT), lines + 1
+        down = _LEGEND_LINE * (lines - 1)
+        body.append(element("g", drawing, transform=f"translate({x:.0f} {down})"))
+        body.append(text(x + 27, y + down, words, class_="small"))
+        x += width + 18
+    return body, lines

@@ -1,10 +1,12 @@
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 
 from hnf_offline.findings import Alarm
 from hnf_offline.report.key_picture import key_picture
 from hnf_offline.report.stories import story_panels
+from hnf_offline.report.svg import WIDTH, chart
 from hnf_offline.table import table
 
 from . import made
@@ -12,16 +14,16 @@ from . import made
 
 def test_spikes_are_solid_where_announced_and_dashed_where_not():
     run = made.spike_run()
-    chart = key_picture(run.findings, run.log, run.profile)
-    assert [(mark.step, mark.dash) for mark in chart.marks] == [(151, "solid"), (220, "dashed")]
-    assert "no alarm before" in chart.marks[1].label
-    assert "an alarm came before 1 of 2" in chart.title
+    picture = key_picture(run.findings, run.log, run.profile)
+    assert [(mark.step, mark.dash) for mark in picture.marks] == [(151, "solid"), (220, "dashed")]
+    assert "no alarm before" in picture.marks[1].label
+    assert "an alarm came before 1 of 2" in picture.title
 
 
 def test_the_lead_window_runs_from_known_at_to_the_onset():
     run = made.spike_run()
-    chart = key_picture(run.findings, run.log, run.profile)
-    assert [(window.first, window.last, window.role) for window in chart.windows] == [(140, 151, "lead")]
+    picture = key_picture(run.findings, run.log, run.profile)
+    assert [(window.first, window.last, window.role) for window in picture.windows] == [(140, 151, "lead")]
 
 
 def test_the_loss_is_every_logged_step_unsmoothed_and_uncut():
@@ -106,8 +108,8 @@ def test_a_forecast_is_drawn_as_it_was_made_up_to_the_crossing_it_projected():
         )
         for step, value, end in ((100, 0.8, 118.0), (130, 0.7, 155.0))
     )
-    chart = key_picture(replace(run.findings, alarms=alarms), run.log, run.profile)
-    line = next(line for strip in chart.strips for line in strip.lines if line.dash == "dotted")
+    picture = key_picture(replace(run.findings, alarms=alarms), run.log, run.profile)
+    line = next(line for strip in picture.strips for line in strip.lines if line.dash == "dotted")
     drawn = list(zip(line.steps, line.values, strict=True))
     assert (
         drawn[0] == (100, 0.8)
@@ -118,3 +120,33 @@ def test_a_forecast_is_drawn_as_it_was_made_up_to_the_crossing_it_projected():
     assert np.isnan(drawn[2][1]) and np.isnan(drawn[5][1]), "the line breaks between forecasts"
     without = key_picture(replace(run.findings, alarms=()), run.log, run.profile)
     assert all(line.dash != "dotted" for strip in without.strips for line in strip.lines)
+
+
+def test_a_legend_with_many_entries_takes_another_line_instead_of_leaving_the_picture():
+    run = made.spike_run()
+    panel = key_picture(run.findings, run.log, run.profile)
+
+    def drawn(marks):
+        root = ElementTree.fromstring(str(chart(replace(panel, marks=marks))))
+        height = float(root.attrib["viewBox"].split()[3])
+        words = [
+            one for one in root.iter() if one.tag.endswith("text") and float(one.attrib["y"]) > height - 60
+        ]
+        legend = [one for one in words if one.attrib.get("class") == "small" and len(one.text or "") > 6]
+        for one in legend:
+            assert float(one.attrib["x"]) + 5 * len(one.text) < WIDTH, one.text
+            assert float(one.attrib["y"]) < height
+        return height, {one.text for one in legend}
+
+    low, few = drawn(panel.marks[:1])
+    kinds = [
+        ("spike", "solid"),
+        ("spike", "dashed"),
+        ("resume", "dotted"),
+        ("parting", "solid"),
+        ("parting", "dashed"),
+    ]
+    many = [replace(panel.marks[0], role=role, dash=dash, label="") for role, dash in kinds]
+    high, all_of_them = drawn(many)
+    assert high > low
+    assert few < all_of_them and {"another quantity parts first", "not certified"} <= all_of_them
