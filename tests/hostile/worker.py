@@ -182,7 +182,11 @@ def _warm_up(scratch: Path) -> None:
     """Import whatever reading imports, so that a case's memory and files are its own."""
     import torch
 
+    from hnf_offline.profile import peak
+
     torch.set_num_threads(1)
+    # The largest memory of a case is measured here, so the program may not begin it anew half-way.
+    peak._forget_largest = lambda: None
     whole = specimens.write(specimens.specimen("recorded").files, scratch / "warm" / "recorded")
     llama = specimens.write(specimens.specimen("hf_trainer").files, scratch / "warm" / "llama")
     os.chdir(scratch / "warm")
