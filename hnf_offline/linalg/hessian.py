@@ -109,6 +109,16 @@ class HessianGraph:
             if keep:
                 self._graphs.append(graph)
 
+    @property
+    def kept(self) -> bool:
+        """Whether graphs are kept from one product to the next."""
+        return self._keep
+
+    def release(self) -> None:
+        """Let go of the graphs: their memory is free, and every product builds them anew from now on."""
+        self._keep = False
+        self._graphs.clear()
+
     def _differentiate(self, function: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss = function()
         gradients = torch.autograd.grad(

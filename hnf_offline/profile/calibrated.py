@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,20 +22,23 @@ from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.measure import subject_of
 from hnf_offline.profile.memory import MemoryPlan
 from hnf_offline.profile.selection import selected
-from hnf_offline.profile.session import Session, memory_now
+from hnf_offline.profile.session import Session, memory_now, optimizer_of
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.shards import settings_key
 from hnf_offline.profile.suffix.blocks import CallOrder
-from hnf_offline.profile.suffix.calibration import Calibration
-from hnf_offline.run.formats import load_weights
+from hnf_offline.profile.suffix.calibration import Calibration, Differences
+from hnf_offline.run.formats import load_optimizer, load_weights
 from hnf_offline.run.model.build import load_weights_into
+from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.run.records import Checkpoint, Run
 
 _FILE = "products.json"
 
 
 def settle_products(run: Run, session: Session, settings: ProfileSettings, folder: Path) -> None:
-    """Calibrate the layers' products on the first checkpoint that can be read, or take what an earlier run found.
+    """Calibrate the layers' products on one checkpoint, or take what an earlier run found.
+
+    The checkpoint is the first that can be read, of those with optimizer state where any has some.
 
     Nothing happens in tiers that multiply no layer's Hessian.
 
@@ -51,19 +55,24 @@ def settle_products(run: Run, session: Session, settings: ProfileSettings, folde
     if known is not None:
         session.products.calibration = known
         return
-    for checkpoint in selected(run, settings):
+    points = selected(run, settings)
+    # Sorting is stable: the first of those with optimizer state, whose step metric the products are held against.
+    for checkpoint in sorted(points, key=lambda point: not point.optimizer_files):
         try:
             load_weights_into(session.module, load_weights(checkpoint))
+            state, _ = optimizer_of(session, run, checkpoint, load_optimizer(checkpoint))
         except UserError:
             continue
         if all(bool(torch.isfinite(value).all()) for value in session.module.parameters()):
-            _write(folder / _FILE, key, _settled(session, settings, checkpoint))
+            _write(folder / _FILE, key, _settled(session, settings, checkpoint, state))
             return
 
 
-def _settled(session: Session, settings: ProfileSettings, checkpoint: Checkpoint) -> Calibration:
+def _settled(
+    session: Session, settings: ProfileSettings, checkpoint: Checkpoint, state: OptimizerState | None
+) -> Calibration:
     def work(memory: MemoryPlan) -> Calibration:
-        return settle(subject_of(session, checkpoint.step, None, memory), settings)
+        return settle(subject_of(session, checkpoint.step, state, memory), settings)
 
     calibration, _ = halving(work, memory_now(session), checkpoint.path)
     return calibration
@@ -83,20 +92,24 @@ def _read(path: Path, key: str) -> Calibration | None:
                 tuple(tuple(axes) for axes in order["row_axes"]),
                 order["couples_rows"],
             ),
-            kept["steps"],
-            {path: math.nan if error is None else error for path, error in kept["errors"].items()},
-            frozenset(kept["exact"]),
+            _differences(kept["raw"]),
+            _differences(kept["scaled"]),
             kept["reason"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, cut off, or written by another version: found out again
 
 
+def _differences(kept: Mapping[str, Any]) -> Differences:
+    errors = {path: math.nan if error is None else error for path, error in kept["errors"].items()}
+    return Differences(kept["steps"], errors, frozenset(kept["exact"]))
+
+
 def _write(path: Path, key: str, calibration: Calibration) -> None:
-    kept: dict[str, Any] = asdict(calibration) | {"key": key, "exact": sorted(calibration.exact)}
-    kept["errors"] = {
-        path: None if math.isnan(error) else error for path, error in calibration.errors.items()
-    }
+    kept: dict[str, Any] = asdict(calibration) | {"key": key}
+    for name, found in (("raw", calibration.raw), ("scaled", calibration.scaled)):
+        errors = {path: None if math.isnan(error) else error for path, error in found.errors.items()}
+        kept[name] |= {"exact": sorted(found.exact), "errors": errors}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from hnf_offline.profile.densities import PROBES, STEPS
 from hnf_offline.profile.directions import DIRECTION_PRODUCTS, UPDATE_FORWARDS
 from hnf_offline.profile.effort import FORWARDS
 from hnf_offline.profile.gradients import FEWEST_ROWS, GROUPED_SHARE
-from hnf_offline.profile.layer_curvature import LayerProducts, exact_graph, share_behind
+from hnf_offline.profile.layer_curvature import LayerProblem, LayerProducts, exact_graph, share_behind
 from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
@@ -166,24 +166,15 @@ _SLOWEST = 4.0
 
 def _lots(session: Session, layers: Sequence[Layer], order: CallOrder) -> int:
     """Lots of layers that share each graph that is built again."""
-    graph = _Gradients({name: value.detach() for name, value in session.module.named_parameters()})
     products = LayerProducts(
         session.module,
         (),
-        graph,  # type: ignore[arg-type]
+        {name: value.detach() for name, value in session.module.named_parameters()},
         all_exact(order, layers),
-        copies=1,
         keep_graphs=False,
         lot_bytes=session.memory.lot_bytes,
     )
-    return len(products.groups(layers))
-
-
-@dataclass(frozen=True, slots=True)
-class _Gradients:
-    """Stands for a Hessian where only the shapes of its gradients are looked at."""
-
-    gradients: Mapping[str, torch.Tensor]
+    return len(products.groups([LayerProblem(layer, torch.empty(0), SCREEN) for layer in layers]))
 
 
 def order_of(session: Session) -> CallOrder:

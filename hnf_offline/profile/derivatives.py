@@ -16,9 +16,9 @@ from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.forward import fetched
 from hnf_offline.profile.gradients import depth_rows, moments_of, next_update_of, noise_rows
-from hnf_offline.profile.metric import adam_tensors, largest_learning_rate, step_metric
+from hnf_offline.profile.metric import adam_tensors, largest_learning_rate
 from hnf_offline.profile.noise import Noise
-from hnf_offline.profile.rounding import without_rounding
+from hnf_offline.profile.rounding import step_metric_of
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.spectra import (
     LayerSpectra,
@@ -53,7 +53,7 @@ def derivative_rows(
     rows = _gradient_rows(subject, hessian) + _learning_rate_rows(subject)
     if not stability or not bool(torch.isfinite(hessian.loss)):
         return rows
-    metric = _metric(subject, hessian)
+    metric = step_metric_of(subject.optimizer, hessian.gradients)
     noise = Noise(settings.seed, hessian.loss.device, next(module.parameters()).dtype)
     whole = whole_spectra(subject, hessian, metric, rule, noise, curvature=curvature, pattern=settings.layers)
     if whole.raw is not None:
@@ -73,16 +73,6 @@ def derivative_rows(
     return rows + _layer_rows(subject, found)
 
 
-def _metric(subject: Subject, hessian: Hessian) -> dict[str, Tensor] | None:
-    if subject.optimizer is None:
-        return None
-    metric = step_metric(subject.optimizer, hessian.gradients)
-    state = adam_tensors(subject.optimizer, hessian.gradients)
-    if metric is None or state is None:
-        return metric
-    return without_rounding(metric, state["second_moment"], hessian.gradients)
-
-
 def settle(subject: Subject, settings: ProfileSettings) -> Calibration:
     """Find out how the layers' products are made, on the weights that are in the module now.
 
@@ -91,8 +81,7 @@ def settle(subject: Subject, settings: ProfileSettings) -> Calibration:
     """
     parameter = next(subject.module.parameters())
     noise = Noise(settings.seed, parameter.device, parameter.dtype)
-    exact = wants_exact(subject, _rule(settings))
-    return settled_products(subject, noise, exact=exact, pattern=settings.layers)
+    return settled_products(subject, noise, _rule(settings), settings.layers)
 
 
 def _layer_rows(subject: Subject, found: Sequence[LayerSpectra]) -> list[Row]:

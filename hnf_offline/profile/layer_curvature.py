@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hnf_offline.linalg.differences import GradientDifferences
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
 from hnf_offline.linalg.hessian import HessianGraph, block_products
 from hnf_offline.linalg.lockstep import Problem, extremes_together
@@ -24,7 +23,7 @@ from hnf_offline.profile.batch import MicroBatch, rows_of
 from hnf_offline.profile.counted import CountedGraph
 from hnf_offline.profile.effort import spend
 from hnf_offline.profile.suffix.blocks import CallOrder, unfused
-from hnf_offline.profile.suffix.calibration import Calibration
+from hnf_offline.profile.suffix.calibration import Calibration, all_exact
 from hnf_offline.profile.suffix.products import Request, SuffixProducts
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
@@ -85,55 +84,83 @@ def exact_graph(
 
 
 class LayerProducts:
-    """Products of layers' blocks on some micro-batches, by whatever the calibration says."""
+    """Products of layers' blocks on some micro-batches, by whatever the calibration says.
+
+    Attributes:
+        calibration: of the module.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         batches: Sequence[MicroBatch],
-        hessian: HessianGraph | GradientDifferences,
+        gradients: Mapping[str, Tensor],
         calibration: Calibration,
         *,
-        copies: int,
+        graph: HessianGraph | None = None,
+        copies: int = 1,
         keep_graphs: bool = True,
         lot_bytes: int = 0,
     ) -> None:
-        """Take the Hessian of all parameters on these rows: its gradient, and its graph where it has one.
+        """Take what is known of these rows.
 
         Args:
             module: in eval mode.
             batches: micro-batches whose weights sum to 1.
-            hessian: of their weighted loss.
+            gradients: of their weighted loss, by parameter name, by the kernels that differences will take.
             calibration: of this module.
+            graph: of second derivatives on these rows, where there is one; what it keeps is let go before differences
+                are made.
             copies: changed copies of a micro-batch that may go through the model together.
             keep_graphs: whether graphs of second derivatives of all micro-batches fit into memory together.
             lot_bytes: where they do not: layers of so many bytes of parameters may share each graph that is built,
                 since the vectors of all of them are held then.
         """
+        self.calibration = calibration
         self._module, self._batches, self._keep = module, batches, keep_graphs
-        self._lot_bytes = lot_bytes
-        self._calibration = calibration
-        self._gradients, self._copies = hessian.gradients, copies
+        self._lot_bytes, self._copies = lot_bytes, copies
+        self._gradients, self._graph = gradients, graph
         self._suffix: SuffixProducts | None = None
-        self._graph = hessian if isinstance(hessian, HessianGraph) else None
 
-    def groups(self, layers: Sequence[Layer]) -> list[tuple[float, list[Layer]]]:
-        """Put together the layers that share passes, or that lie in one block where products are exact.
+    def exactly(self, layers: Sequence[Layer]) -> LayerProducts:
+        """Give exact products of the same; what differences remember is let go.
+
+        Args:
+            layers: that will be multiplied.
 
         Returns:
-            (share of a forward pass behind the layers, layers); each layer is in one group.
+            Products on the same graph, where it is there.
         """
-        order = self._calibration.order
-        found: dict[tuple[bool, int, bool], list[Layer]] = {}
-        for layer in layers:
-            exact = layer.path in self._calibration.exact
-            key = exact, order.stage(layer), order.block_of(layer) is not None
-            found.setdefault(key, []).append(layer)
-        groups: list[tuple[float, list[Layer]]] = []
+        self._suffix = None
+        kept = self._keep and (self._graph is None or self._graph.kept)
+        return LayerProducts(
+            self._module,
+            self._batches,
+            self._gradients,
+            all_exact(self.calibration.order, layers),
+            graph=self._graph,
+            keep_graphs=kept,
+            lot_bytes=self._lot_bytes,
+        )
+
+    def groups(self, problems: Sequence[LayerProblem]) -> list[tuple[float, list[int]]]:
+        """Put together the problems whose layers share passes, or lie in one block where products are exact.
+
+        Returns:
+            (share of a forward pass behind the layers, numbers of problems); exact ones first.
+        """
+        order = self.calibration.order
+        found: dict[tuple[bool, int, bool], list[int]] = {}
+        for number, problem in enumerate(problems):
+            layer = problem.layer
+            key = self.is_exact(problem), order.stage(layer), order.block_of(layer) is not None
+            found.setdefault(key, []).append(number)
+        groups: list[tuple[float, list[int]]] = []
         lot = 0  # bytes of the last group where others may join it
         for exact, stage, inside in sorted(found, reverse=True):
             share, group = 1 - stage / (len(order.blocks) + 1), found[exact, stage, inside]
-            size = sum(bytes_of(layer, self._gradients) for layer in group)
+            layers = {problems[number].layer.path: problems[number].layer for number in group}
+            size = sum(bytes_of(layer, self._gradients) for layer in layers.values())
             if exact and not self._keep and lot and lot + size <= self._lot_bytes:
                 before, joined = groups[-1]
                 total = len(joined) + len(group)
@@ -144,36 +171,53 @@ class LayerProducts:
                 lot = size if exact else 0
         return groups
 
-    def __call__(self, layers: Sequence[Layer], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Multiply the blocks of some layers of one group, each by its vector.
+    def is_exact(self, problem: LayerProblem) -> bool:
+        """Say whether a problem's products are exact.
 
         Returns:
-            One [size of its layer] product a layer.
+            As the calibration found for the raw or the scaled block.
         """
-        self._count(layers)
-        if layers[0].path in self._calibration.exact:
-            return block_products(self._exact(), [layer.parts for layer in layers], vectors)
-        steps = self._calibration.steps
-        if self._suffix is None:
-            spend("forward", rows_of(self._batches))
-            self._suffix = SuffixProducts(
-                self._module, self._calibration.order, self._batches, self._gradients, copies=self._copies
+        return problem.layer.path in self.calibration.of(scaled=problem.scale is not None).exact
+
+    def __call__(self, problems: Sequence[LayerProblem], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Multiply the blocks H_ll of some problems of one group, each by its vector.
+
+        Returns:
+            One [size of its layer] product a problem.
+        """
+        exact = self.is_exact(problems[0])
+        self._count([problem.layer for problem in problems], exact=exact)
+        if exact:
+            return block_products(self._exact(), [problem.layer.parts for problem in problems], vectors)
+        return self._differences()([
+            Request(
+                problem.layer,
+                vector,
+                self.calibration.of(scaled=problem.scale is not None).steps.get(problem.layer.path),
             )
-        return self._suffix([
-            Request(layer, vector, steps.get(layer.path))
-            for layer, vector in zip(layers, vectors, strict=True)
+            for problem, vector in zip(problems, vectors, strict=True)
         ])
 
-    def _count(self, layers: Sequence[Layer]) -> None:
-        rows, exact = rows_of(self._batches), layers[0].path in self._calibration.exact
+    def _count(self, layers: Sequence[Layer], *, exact: bool) -> None:
+        rows = rows_of(self._batches)
         for layer in layers:
-            share = share_behind(self._calibration.order, layer)
+            share = share_behind(self.calibration.order, layer)
             spend("layer product" if exact else "layer difference", rows, share=share)
 
     def _exact(self) -> HessianGraph:
         if self._graph is None:
             self._graph = exact_graph(self._module, self._batches, keep=self._keep)
         return self._graph
+
+    def _differences(self) -> SuffixProducts:
+        if self._suffix is None:
+            if self._graph is not None:
+                self._graph.release()
+            spend("forward", rows_of(self._batches))
+            self._suffix = SuffixProducts(
+                self._module, self.calibration.order, self._batches, self._gradients, copies=self._copies
+            )
+        return self._suffix
 
 
 def share_behind(order: CallOrder, layer: Layer) -> float:
@@ -203,10 +247,7 @@ def bytes_of(layer: Layer, like: Mapping[str, Tensor]) -> int:
 
 
 def layer_extremes(
-    products: LayerProducts,
-    problems: Sequence[LayerProblem],
-    calibration: Calibration,
-    on_part: OnPart | None = None,
+    products: LayerProducts, problems: Sequence[LayerProblem], on_part: OnPart | None = None
 ) -> list[Extremes]:
     """Solve many layers' problems, those of one block in lock-step.
 
@@ -215,24 +256,20 @@ def layer_extremes(
     Args:
         products: of the module.
         problems: a layer may occur more than once.
-        calibration: of the products.
         on_part: called after every round of products.
 
     Returns:
         One result a problem, in their order.
     """
     results: dict[int, Extremes] = {}
-    unique = list({problem.layer.path: problem.layer for problem in problems}.values())
-    groups = products.groups(unique)
+    groups = products.groups(problems)
     behind, total = 0.0, sum(share * len(group) for share, group in groups)
     for share, group in groups:
-        paths = {layer.path for layer in group}
-        numbers = [number for number, problem in enumerate(problems) if problem.layer.path in paths]
 
         def multiply(
-            active: Sequence[int], vectors: Sequence[Tensor], numbers: Sequence[int] = numbers
+            active: Sequence[int], vectors: Sequence[Tensor], group: Sequence[int] = group
         ) -> list[Tensor]:
-            return products([problems[numbers[place]].layer for place in active], vectors)
+            return products([problems[group[place]] for place in active], vectors)
 
         def tell(
             finished: int, part: float, before: float = behind, cost: float = share * len(group)
@@ -241,19 +278,16 @@ def layer_extremes(
                 on_part(len(results) + finished, len(problems), (before + part * cost) / total)
 
         solved = extremes_together(
-            _telling(multiply, len(numbers), tell),
+            _telling(multiply, len(group), tell),
             [
-                Problem(
-                    problems[number].start,
-                    problems[number].rule,
-                    problems[number].scale,
-                    problems[number].fresh,
-                )
-                for number in numbers
+                Problem(one.start, one.rule, one.scale, one.fresh)
+                for one in (problems[number] for number in group)
             ],
         )
-        for number, extremes in zip(numbers, solved, strict=True):
-            results[number] = with_product_error(extremes, calibration, problems[number].layer)
+        for number, extremes in zip(group, solved, strict=True):
+            problem = problems[number]
+            error = products.calibration.of(scaled=problem.scale is not None).error(problem.layer.path)
+            results[number] = with_product_error(extremes, error)
         behind += share * len(group)
         if on_part is not None:
             on_part(len(results), len(problems), behind / total)
@@ -275,15 +309,18 @@ def _telling(multiply: Multiply, problems: int, tell: Callable[[int, float], Non
     return told
 
 
-def with_product_error(extremes: Extremes, calibration: Calibration, layer: Layer) -> Extremes:
+def with_product_error(extremes: Extremes, error: float) -> Extremes:
     """Widen the residuals of both ends by the error of the products they were found with.
 
+    Args:
+        extremes: as they were found.
+        error: relative to the larger end; NaN where it is not known.
+
     Returns:
-        The extremes; nothing is certified where the products could not be calibrated.
+        The extremes; nothing is certified where the error is not known.
     """
-    if layer.path in calibration.exact:
+    if error == 0:
         return extremes
-    error = calibration.errors.get(layer.path, float("nan"))
     scale = max(abs(extremes.largest.value), abs(extremes.smallest.value))
 
     def widened(end: Eigenvalue) -> Eigenvalue:

@@ -13,9 +13,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hnf_offline.profile.metric import adam_tensors, step_metric
+from hnf_offline.run.optimizer import OptimizerState
+
 #: Rounding, as a share of the typical gradient of the same module. Key biases of seven models of tests/profile have at
 #: most 3e-7 of it in float32, other entries at least 1e-4; and curvature goes with the square of the gradient.
 ROUNDING = 1e-5
+
+
+def step_metric_of(
+    optimizer: OptimizerState | None, gradients: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """Give the step metric A that curvature is looked at in, without entries that are only rounding.
+
+    Args:
+        optimizer: the saved state, None where there is none.
+        gradients: of the replayed rows, by parameter name.
+
+    Returns:
+        The diagonal by parameter name; None where it is not known.
+    """
+    if optimizer is None:
+        return None
+    metric, state = step_metric(optimizer, gradients), adam_tensors(optimizer, gradients)
+    if metric is None or state is None:
+        return metric
+    return without_rounding(metric, state["second_moment"], gradients)
 
 
 def without_rounding(

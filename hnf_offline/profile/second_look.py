@@ -14,7 +14,6 @@ from hnf_offline.profile.layer_curvature import (
     start_vector,
 )
 from hnf_offline.profile.noise import Noise
-from hnf_offline.profile.suffix.calibration import Calibration
 
 #: From this S on, a value is looked at again (the band of the catalogue).
 ALARMED = 0.8
@@ -24,7 +23,6 @@ MOST_ALARMED = 3
 
 def second_look(
     products: LayerProducts,
-    calibration: Calibration,
     problems: Sequence[LayerProblem],
     solved: Sequence[Extremes],
     noise: Noise,
@@ -33,7 +31,6 @@ def second_look(
 
     Args:
         products: exact ones.
-        calibration: of the products.
         problems: scaled ones.
         solved: what is known of them.
         noise: for the fresh vectors.
@@ -46,7 +43,7 @@ def second_look(
     rule = replace(CERTIFIED, ends="largest")
     again = [_again(problems[number], solved[number], rule, noise) for number in alarmed]
     results = list(solved)
-    for number, extremes in zip(alarmed, layer_extremes(products, again, calibration), strict=True):
+    for number, extremes in zip(alarmed, layer_extremes(products, again), strict=True):
         results[number] = extremes
     return results
 

@@ -1,9 +1,8 @@
 """Eigenvalues of the replayed loss at one checkpoint: of the whole model, and of every layer's diagonal block.
 
-Raw, and as the optimizer sees them. What a value rests on is decided here: exact products, but for the raw curvature
-of layers at the accuracy `screen`, which differences of gradients give for less. Never S: under the step metric a
-difference of the usual step is far too long along the entries with the smallest gradients (on the sample run steady S
-came out at 7.9 where it is 1), and steps are not calibrated in that metric.
+Raw, and as the optimizer sees them. What a value rests on is decided here: layers on differences of gradients where
+these were calibrated and stay symmetric, else, and always at the accuracy `certified`, on exact products; the whole
+model on exact ones, but for its raw curvature at `screen`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hnf_offline.linalg.extremes import Eigenvalue, Extremes
+from hnf_offline.linalg.hessian import HessianGraph
 from hnf_offline.linalg.krylov import KrylovSpace
 from hnf_offline.linalg.lockstep import Problem
 from hnf_offline.linalg.operator import Scaled, SymmetricOperator
@@ -31,10 +31,17 @@ from hnf_offline.profile.layer_curvature import (
     start_vector,
 )
 from hnf_offline.profile.noise import Noise
+from hnf_offline.profile.rounding import step_metric_of
 from hnf_offline.profile.second_look import ALARMED, second_look
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.blocks import call_order
-from hnf_offline.profile.suffix.calibration import Calibration, all_exact, calibrate
+from hnf_offline.profile.suffix.calibration import (
+    GOOD,
+    USABLE,
+    Calibration,
+    all_exact,
+    calibrate,
+)
 from hnf_offline.profile.whole import Hessian, allows_differences, block_of_all, whole_hessian
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
@@ -86,12 +93,23 @@ class LayerSpectra:
 
 
 def wants_exact(subject: Subject, rule: StopRule) -> bool:
-    """Say whether all products are to be exact.
+    """Say whether products of the whole model are to be exact.
 
     Returns:
         False at the accuracy `screen` in float32.
     """
     return rule.residual < SCREEN.residual or not allows_differences(subject.module)
+
+
+def usable_error(subject: Subject, rule: StopRule) -> float:
+    """Say how far differences may be from products of a layer.
+
+    Returns:
+        Relative to the product; 0 where all are to be exact: at `certified`, and but for float32.
+    """
+    if rule.residual <= CERTIFIED.residual or not allows_differences(subject.module):
+        return 0.0
+    return GOOD if rule.residual < SCREEN.residual else USABLE
 
 
 def whole_spectra(
@@ -175,62 +193,85 @@ def layer_spectra(
     Returns:
         One entry a layer.
     """
-    assert whole.raw is not None
-    exact = wants_exact(subject, rule)
-    batches = subject.batches
-    if len(subject.training_batches) > 1:
-        batches = subject.training_batches[0]
-        hessian = whole_hessian(
-            subject.module, batches, exact=exact or metric is not None, keep_graphs=subject.keep_graphs
-        )
-    calibration = settled_products(subject, noise, exact=exact, pattern=pattern)
-    # A difference is taken from a gradient that came the same way, by the same kernels.
-    differed = hessian if exact else whole_hessian(subject.module, batches, exact=False, keep_graphs=False)
-    made = partial(
-        LayerProducts,
-        subject.module,
-        batches,
-        keep_graphs=subject.keep_graphs,
-        lot_bytes=subject.lot_bytes,
-    )
-    products = made(differed, calibration, copies=subject.copies)
-    certain = all_exact(calibration.order, subject.layers)
-    exact_products = made(hessian, certain, copies=1)
+    calibration = settled_products(subject, noise, rule, pattern)
     chosen = [
         (layer, span)
         for layer, span in spans(subject.layers)
         if pattern is None or fnmatchcase(layer.path, pattern)
     ]
-    raw: list[LayerProblem] = []
-    scaled: list[LayerProblem] = []
-    for layer, span in chosen:
-        assert whole.raw_others is not None
-        raw.append(_problem(layer, rule, None, noise, whole.raw.vector[span], whole.raw_others[span]))
-        if metric is not None and whole.scaled is not None and whole.scaled_others is not None:
-            root = hessian.block(layer.parts).flatten(metric).sqrt()
-            known = whole.scaled.vector[span], whole.scaled_others[span]
-            scaled.append(_problem(layer, replace(rule, ends="largest"), root, noise, *known))
+    problems = _problems(chosen, metric, whole, rule, noise)
+    usable = usable_error(subject, rule)
+    products = _layer_products(subject, hessian, calibration, exact=not usable)
     foreseen = Foreseen.of(subject, pattern)
-    if exact:  # the two share graphs, where these are not kept
-        both = layer_extremes(exact_products, raw + scaled, certain, partial(_tell, foreseen, 0.0, 1.0))
-        of_raw, ratios = both[: len(raw)], both[len(raw) :]
-    else:
-        share = len(raw) / (len(raw) + len(scaled))
-        of_raw = layer_extremes(products, raw, calibration, partial(_tell, foreseen, 0.0, share))
-        ratios = layer_extremes(exact_products, scaled, certain, partial(_tell, foreseen, share, 1.0))
+    solved = layer_extremes(products, problems, partial(_tell, foreseen))
+    certain = products.exactly(subject.layers)
+    again = [number for number, one in enumerate(solved) if _strays(products, problems[number], one, usable)]
+    for number, one in zip(again, layer_extremes(certain, [problems[n] for n in again]), strict=True):
+        solved[number] = one
+    of_raw, ratios = solved[: len(chosen)], solved[len(chosen) :]
     if rule.residual > CERTIFIED.residual:
-        ratios = second_look(exact_products, certain, scaled, ratios, noise)
-    of_scaled = {problem.layer.path: one for problem, one in zip(scaled, ratios, strict=True)}
-    return [
-        LayerSpectra(
-            layer,
-            extremes,
-            of_scaled.get(layer.path),
-            calibration.method(layer),
-            0.0 if layer.path in calibration.exact else calibration.errors.get(layer.path, float("nan")),
-        )
-        for (layer, _), extremes in zip(chosen, of_raw, strict=True)
+        ratios = second_look(certain, problems[len(chosen) :], ratios, noise)
+    of_scaled = {layer.path: one for (layer, _), one in zip(chosen, ratios, strict=False)}
+    found: list[LayerSpectra] = []
+    for number, ((layer, _), extremes) in enumerate(zip(chosen, of_raw, strict=True)):
+        exact = number in again
+        method = "exact" if exact else calibration.method(layer)
+        error = 0.0 if exact else calibration.raw.error(layer.path)
+        found.append(LayerSpectra(layer, extremes, of_scaled.get(layer.path), method, error))
+    return found
+
+
+def _problems(
+    chosen: Sequence[tuple[Layer, slice]],
+    metric: Mapping[str, Tensor] | None,
+    whole: WholeSpectra,
+    rule: StopRule,
+    noise: Noise,
+) -> list[LayerProblem]:
+    """All raw ones, then all scaled ones where there is a metric."""
+    assert whole.raw is not None and whole.raw_others is not None
+    top, further = whole.raw.vector, whole.raw_others
+    problems = [_problem(layer, rule, None, noise, top[span], further[span]) for layer, span in chosen]
+    if metric is None or whole.scaled is None or whole.scaled_others is None:
+        return problems
+    top, further, rule = whole.scaled.vector, whole.scaled_others, replace(rule, ends="largest")
+    return problems + [
+        _problem(layer, rule, _root(layer, metric), noise, top[span], further[span]) for layer, span in chosen
     ]
+
+
+def _layer_products(
+    subject: Subject, hessian: Hessian, calibration: Calibration, *, exact: bool
+) -> LayerProducts:
+    batches, known = subject.batches, hessian
+    if len(subject.training_batches) > 1:
+        if isinstance(hessian, HessianGraph):
+            hessian.release()
+        batches = subject.training_batches[0]
+        known = whole_hessian(subject.module, batches, exact=exact, keep_graphs=subject.keep_graphs)
+    graph = known if isinstance(known, HessianGraph) else None
+    if graph is not None and not exact:
+        # A difference is taken from a gradient that came the same way, by the same kernels.
+        known = whole_hessian(subject.module, batches, exact=False, keep_graphs=False)
+    return LayerProducts(
+        subject.module,
+        batches,
+        known.gradients,
+        calibration,
+        graph=graph,
+        copies=subject.copies,
+        keep_graphs=subject.keep_graphs,
+        lot_bytes=subject.lot_bytes,
+    )
+
+
+def _root(layer: Layer, metric: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([part.gather(metric[part.parameter]) for part in layer.parts]).sqrt()
+
+
+def _strays(products: LayerProducts, problem: LayerProblem, solved: Extremes, usable: float) -> bool:
+    """Whether differences were less symmetric than they may be off: what was calibrated holds here no longer."""
+    return not products.is_exact(problem) and not solved.asymmetry <= usable
 
 
 def spans(layers: Sequence[Layer]) -> Iterator[tuple[Layer, slice]]:
@@ -311,14 +352,14 @@ def _widened(end: Eigenvalue, error: float) -> Eigenvalue:
 
 
 def settled_products(
-    subject: Subject, noise: Noise, *, exact: bool, pattern: str | None = None
+    subject: Subject, noise: Noise, rule: StopRule, pattern: str | None = None
 ) -> Calibration:
     """Say how each layer's products are made; found out the first time, on the weights that are in the module then.
 
     Args:
-        subject: module, rows, and the choice where it was made before.
+        subject: module, rows, optimizer state, and the choice where it was made before.
         noise: vectors to compare on.
-        exact: all of them exactly.
+        rule: the accuracy.
         pattern: glob over the paths of layers that will be measured, None for all.
 
     Returns:
@@ -327,12 +368,22 @@ def settled_products(
     if subject.products.calibration is None:
         batch = replace(subject.batches[0].split(CALIBRATION_ROWS)[0], weight=1.0)
         order = call_order(subject.module, partial(_repeated, subject.module, batch))
-        subject.products.calibrated_at = None if exact else subject.step
+        usable = usable_error(subject, rule)
+        subject.products.calibrated_at = subject.step if usable else None
         foreseen = Foreseen.of(subject, pattern)
         subject.products.calibration = (
-            all_exact(order, subject.layers)
-            if exact
-            else calibrate(subject.module, order, subject.layers, batch, noise, foreseen.tell_calibration)
+            calibrate(
+                subject.module,
+                order,
+                subject.layers,
+                batch,
+                noise,
+                foreseen.tell_calibration,
+                metric=partial(step_metric_of, subject.optimizer),
+                usable=usable,
+            )
+            if usable
+            else all_exact(order, subject.layers)
         )
     return subject.products.calibration
 
@@ -346,9 +397,8 @@ def _repeated(module: nn.Module, batch: MicroBatch, times: int) -> object:
     return evaluate(module, tokens, labels)
 
 
-def _tell(foreseen: Foreseen, start: float, stop: float, done: int, total: int, part: float) -> None:
-    # Raw and scaled spectra may be solved one after the other: each is a part of a layer's work.
-    foreseen.tell_layers(start + (stop - start) * part)
+def _tell(foreseen: Foreseen, done: int, total: int, part: float) -> None:
+    foreseen.tell_layers(part)
 
 
 def _tell_whole(foreseen: Foreseen, start: float, stop: float, rule: StopRule, products: int) -> None:

@@ -122,7 +122,8 @@ def update_direction(update: Tensor, hessian_update: Tensor, step_metric: Tensor
     tier="curvature",
     layers="every layer",
     reading="Enters the layer's error bars; the column batch says how its products were made. 0 for exact ones.",
-    cannot="Measured on two rows of the first checkpoint; a later checkpoint may be better or worse.",
+    cannot="Measured on two rows of one checkpoint, without the step metric. A layer whose products are less symmetric "
+    "than they may be off, at any checkpoint, gets exact ones.",
 )
 def product_error(product_error: float) -> float:
     """Relative error of the Hessian products that a layer's curvature was computed with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hnf_offline.linalg.stopping import StopRule
 from hnf_offline.profile.batch import MicroBatch
 from hnf_offline.profile.layer_curvature import exact_graph, start_vector
 from hnf_offline.profile.suffix.blocks import CallOrder, call_order
-from hnf_offline.profile.suffix.calibration import calibrate
+from hnf_offline.profile.suffix.calibration import Calibration, calibrate
 from hnf_offline.profile.suffix.products import Request, SuffixProducts
 from hnf_offline.profile.suffix.restart import Restart
 from hnf_offline.profile.whole import losses_of
@@ -159,13 +161,35 @@ def test_calibration_finds_blocks_that_cannot_be_skipped() -> None:
         return noise(size).float()
 
     good = calibrate(module, order, layers, batch, vectors)
-    assert not good.exact and max(good.errors.values()) < 0.03
+    assert not good.raw.exact and max(good.raw.errors.values()) < 0.03
     # A wrong order: the last block said to be the first use of a weight of the first.
     wrong = dict(order.first_use) | {"transformer.wte.weight": 3}
     bad = CallOrder(order.blocks, wrong, order.inside, order.row_axes, order.couples_rows)
     found = calibrate(module, bad, layers, batch, vectors)
-    assert found.exact == {"transformer.wte"}
-    assert found.method(layers[0]) == "exact" and found.errors["transformer.wte"] > 0.5
+    assert found.raw.exact == {"transformer.wte"}
+    assert found.method(layers[0]) == "exact" and found.raw.errors["transformer.wte"] > 0.5
+
+
+def test_products_under_the_step_metric_have_steps_of_their_own() -> None:
+    module = decoder("pre").float()
+    layers, batch = layers_of(module), MicroBatch(TOKENS[:2], None, 1.0)
+    asked: list[Mapping[str, Tensor]] = []
+
+    def metric(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # As Adam's after its first update: the smaller the gradient, the longer the step.
+        asked.append(gradients)
+        return {name: 1 / (gradient.abs() + 1e-5) for name, gradient in gradients.items()}
+
+    def calibrated(**more: Any) -> Calibration:
+        return calibrate(module, order_of(module), layers, batch, lambda size: noise(size).float(), **more)
+
+    without, found, strict = calibrated(), calibrated(metric=metric), calibrated(metric=metric, usable=1e-9)
+    assert without.scaled.exact == {layer.path for layer in layers}, "nothing to hold them against"
+    assert set(asked[0]) == dict(module.named_parameters()).keys()
+    kept = [layer.path for layer in layers if layer.path not in found.scaled.exact]
+    assert len(kept) > 0.7 * len(layers) and all(found.scaled.errors[path] < 0.03 for path in kept)
+    assert median(found.scaled.steps[path] / found.raw.steps[path] for path in kept) < 0.5
+    assert found.raw == without.raw and strict.raw.exact == strict.scaled.exact == without.scaled.exact
 
 
 def test_differences_of_whole_gradients() -> None:
