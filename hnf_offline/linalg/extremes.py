@@ -38,6 +38,7 @@ class Extremes:
         products: products with the operator that were spent.
         asymmetry: largest |u'Mv - v'Mu| seen, relative to the larger end; rounding, and what differences instead of
             products add. NaN where it was not looked at.
+        smallest_vector: unit Ritz vector of the smallest, where that end is larger in size and was looked for.
     """
 
     largest: Eigenvalue
@@ -45,3 +46,11 @@ class Extremes:
     vector: Tensor
     products: int
     asymmetry: float = math.nan
+    smallest_vector: Tensor | None = None
+
+    @property
+    def dominant(self) -> tuple[Eigenvalue, Tensor]:
+        """The end that is larger in size, of those that were looked for, and its Ritz vector."""
+        if self.smallest_vector is not None:
+            return self.smallest, self.smallest_vector
+        return self.largest, self.vector

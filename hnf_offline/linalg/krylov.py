@@ -183,7 +183,11 @@ class KrylovSpace:
             self.ritz_vector(-1),
             self.products,
             pairs.asymmetry / pairs.scale if pairs.scale else 0.0,
+            self.ritz_vector(0) if self._other_is_dominant(pairs) else None,
         )
+
+    def _other_is_dominant(self, pairs: RitzPairs) -> bool:
+        return self.rule.ends != "largest" and -float(pairs.values[0]) > abs(float(pairs.values[-1]))
 
     def ritz_vector(self, end: int) -> Tensor:
         """Build the Ritz vector of one end.

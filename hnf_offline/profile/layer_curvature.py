@@ -6,16 +6,15 @@ Layers of one block go through the model together (`suffix`), their Lanczos proc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hnf_offline.linalg.extremes import Eigenvalue, Extremes
+from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.hessian import HessianGraph, block_products
 from hnf_offline.linalg.lockstep import Problem, extremes_together
 from hnf_offline.linalg.stopping import StopRule
@@ -23,7 +22,7 @@ from hnf_offline.profile.batch import MicroBatch, rows_of
 from hnf_offline.profile.counted import CountedGraph
 from hnf_offline.profile.effort import spend
 from hnf_offline.profile.suffix.blocks import CallOrder, unfused
-from hnf_offline.profile.suffix.calibration import Calibration, all_exact
+from hnf_offline.profile.suffix.calibration import Calibration, Differences, all_exact
 from hnf_offline.profile.suffix.products import Request, SuffixProducts
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
@@ -177,7 +176,18 @@ class LayerProducts:
         Returns:
             As the calibration found for the raw or the scaled block.
         """
-        return problem.layer.path in self.calibration.of(scaled=problem.scale is not None).exact
+        return problem.layer.path in self._differences_of(problem).exact
+
+    def error(self, problem: LayerProblem) -> float:
+        """Give the relative error of a problem's products, as it was calibrated.
+
+        Returns:
+            0 for exact ones, NaN where it is not known.
+        """
+        return self._differences_of(problem).error(problem.layer.path)
+
+    def _differences_of(self, problem: LayerProblem) -> Differences:
+        return self.calibration.of(scaled=problem.scale is not None)
 
     def __call__(self, problems: Sequence[LayerProblem], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Multiply the blocks H_ll of some problems of one group, each by its vector.
@@ -193,7 +203,7 @@ class LayerProducts:
             Request(
                 problem.layer,
                 vector,
-                self.calibration.of(scaled=problem.scale is not None).steps.get(problem.layer.path),
+                self._differences_of(problem).steps.get(problem.layer.path),
             )
             for problem, vector in zip(problems, vectors, strict=True)
         ])
@@ -251,8 +261,6 @@ def layer_extremes(
 ) -> list[Extremes]:
     """Solve many layers' problems, those of one block in lock-step.
 
-    The error of the products, as it was calibrated, is added to every residual.
-
     Args:
         products: of the module.
         problems: a layer may occur more than once.
@@ -285,9 +293,7 @@ def layer_extremes(
             ],
         )
         for number, extremes in zip(group, solved, strict=True):
-            problem = problems[number]
-            error = products.calibration.of(scaled=problem.scale is not None).error(problem.layer.path)
-            results[number] = with_product_error(extremes, error)
+            results[number] = extremes
         behind += share * len(group)
         if on_part is not None:
             on_part(len(results), len(problems), behind / total)
@@ -307,28 +313,6 @@ def _telling(multiply: Multiply, problems: int, tell: Callable[[int, float], Non
         return images
 
     return told
-
-
-def with_product_error(extremes: Extremes, error: float) -> Extremes:
-    """Widen the residuals of both ends by the error of the products they were found with.
-
-    Args:
-        extremes: as they were found.
-        error: relative to the larger end; NaN where it is not known.
-
-    Returns:
-        The extremes; nothing is certified where the error is not known.
-    """
-    if error == 0:
-        return extremes
-    scale = max(abs(extremes.largest.value), abs(extremes.smallest.value))
-
-    def widened(end: Eigenvalue) -> Eigenvalue:
-        known = not math.isnan(error)
-        residual = end.residual + (error if known else 0.0) * scale
-        return replace(end, residual=residual, certified=end.certified and known)
-
-    return replace(extremes, largest=widened(extremes.largest), smallest=widened(extremes.smallest))
 
 
 def start_vector(

@@ -1,8 +1,8 @@
 """Eigenvalues of the replayed loss at one checkpoint: of the whole model, and of every layer's diagonal block.
 
 Raw, and as the optimizer sees them. What a value rests on is decided here: layers on differences of gradients where
-these were calibrated and stay symmetric, else, and always at the accuracy `certified`, on exact products; the whole
-model on exact ones, but for its raw curvature at `screen`.
+these were calibrated (`rests` says on what more), else, and always at the accuracy `certified`, on exact products; the
+whole model on exact ones, but for its raw curvature at `screen`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,12 @@ from hnf_offline.profile.layer_curvature import (
     start_vector,
 )
 from hnf_offline.profile.noise import Noise
+from hnf_offline.profile.rests import rest_on
 from hnf_offline.profile.rounding import step_metric_of
 from hnf_offline.profile.second_look import ALARMED, second_look
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.blocks import call_order
-from hnf_offline.profile.suffix.calibration import (
-    GOOD,
-    USABLE,
-    Calibration,
-    all_exact,
-    calibrate,
-)
+from hnf_offline.profile.suffix.calibration import Calibration, all_exact, calibrate
 from hnf_offline.profile.whole import Hessian, allows_differences, block_of_all, whole_hessian
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
@@ -101,15 +96,13 @@ def wants_exact(subject: Subject, rule: StopRule) -> bool:
     return rule.residual < SCREEN.residual or not allows_differences(subject.module)
 
 
-def usable_error(subject: Subject, rule: StopRule) -> float:
-    """Say how far differences may be from products of a layer.
+def wants_exact_layers(subject: Subject, rule: StopRule) -> bool:
+    """Say whether products of layers are to be exact.
 
     Returns:
-        Relative to the product; 0 where all are to be exact: at `certified`, and but for float32.
+        True at the accuracy `certified`, and but for float32.
     """
-    if rule.residual <= CERTIFIED.residual or not allows_differences(subject.module):
-        return 0.0
-    return GOOD if rule.residual < SCREEN.residual else USABLE
+    return rule.residual <= CERTIFIED.residual or not allows_differences(subject.module)
 
 
 def whole_spectra(
@@ -200,23 +193,21 @@ def layer_spectra(
         if pattern is None or fnmatchcase(layer.path, pattern)
     ]
     problems = _problems(chosen, metric, whole, rule, noise)
-    usable = usable_error(subject, rule)
-    products = _layer_products(subject, hessian, calibration, exact=not usable)
+    exact = wants_exact_layers(subject, rule)
+    products = _layer_products(subject, hessian, calibration, exact=exact)
     foreseen = Foreseen.of(subject, pattern)
     solved = layer_extremes(products, problems, partial(_tell, foreseen))
     certain = products.exactly(subject.layers)
-    again = [number for number, one in enumerate(solved) if _strays(products, problems[number], one, usable)]
-    for number, one in zip(again, layer_extremes(certain, [problems[n] for n in again]), strict=True):
-        solved[number] = one
+    verify = rule.residual < SCREEN.residual
+    solved, again = rest_on(products, certain, problems, solved, verify=verify)
     of_raw, ratios = solved[: len(chosen)], solved[len(chosen) :]
     if rule.residual > CERTIFIED.residual:
         ratios = second_look(certain, problems[len(chosen) :], ratios, noise)
     of_scaled = {layer.path: one for (layer, _), one in zip(chosen, ratios, strict=False)}
     found: list[LayerSpectra] = []
     for number, ((layer, _), extremes) in enumerate(zip(chosen, of_raw, strict=True)):
-        exact = number in again
-        method = "exact" if exact else calibration.method(layer)
-        error = 0.0 if exact else calibration.raw.error(layer.path)
+        method = "exact" if number in again else calibration.method(layer)
+        error = 0.0 if number in again else calibration.raw.error(layer.path)
         found.append(LayerSpectra(layer, extremes, of_scaled.get(layer.path), method, error))
     return found
 
@@ -267,11 +258,6 @@ def _layer_products(
 
 def _root(layer: Layer, metric: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([part.gather(metric[part.parameter]) for part in layer.parts]).sqrt()
-
-
-def _strays(products: LayerProducts, problem: LayerProblem, solved: Extremes, usable: float) -> bool:
-    """Whether differences were less symmetric than they may be off: what was calibrated holds here no longer."""
-    return not products.is_exact(problem) and not solved.asymmetry <= usable
 
 
 def spans(layers: Sequence[Layer]) -> Iterator[tuple[Layer, slice]]:
@@ -368,11 +354,13 @@ def settled_products(
     if subject.products.calibration is None:
         batch = replace(subject.batches[0].split(CALIBRATION_ROWS)[0], weight=1.0)
         order = call_order(subject.module, partial(_repeated, subject.module, batch))
-        usable = usable_error(subject, rule)
-        subject.products.calibrated_at = subject.step if usable else None
+        exact = wants_exact_layers(subject, rule)
+        subject.products.calibrated_at = None if exact else subject.step
         foreseen = Foreseen.of(subject, pattern)
         subject.products.calibration = (
-            calibrate(
+            all_exact(order, subject.layers)
+            if exact
+            else calibrate(
                 subject.module,
                 order,
                 subject.layers,
@@ -380,10 +368,7 @@ def settled_products(
                 noise,
                 foreseen.tell_calibration,
                 metric=partial(step_metric_of, subject.optimizer),
-                usable=usable,
             )
-            if usable
-            else all_exact(order, subject.layers)
         )
     return subject.products.calibration
 

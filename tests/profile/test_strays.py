@@ -43,6 +43,18 @@ def test_a_step_that_became_too_long_is_noticed() -> None:
     assert len(sure) > 30 and all(one.error <= 0.01 for one in sure), listing(sure, 0.01)
 
 
+def test_a_step_that_is_a_little_too_long_costs_no_accuracy() -> None:
+    # Along the eigenvector itself such a step is off by per cents, and differences alone do not show it.
+    own = case(NAME, "trained")
+    found = settle(replace(own.subject, products=ProductChoice()), settings("standard"))
+    subject = replace(own.subject, products=ProductChoice(spoiled(found, 6)))
+    rows = measure(subject, settings("standard"))
+    kept = [row for row in rows if row.quantity == "hessian.product_error" and row.batch != "exact"]
+    assert len(kept) > 0.5 * len(own.subject.layers)
+    sure = [one for one in judge(rows, own.dense, own.name) if one.dominant and one.certified]
+    assert len(sure) > 30 and all(one.error <= 0.005 for one in sure), listing(sure, 0.005)
+
+
 def test_at_certified_nothing_rests_on_differences() -> None:
     own = case(NAME, "trained")
     found = settle(replace(own.subject, products=ProductChoice()), settings("certified"))

@@ -19,14 +19,14 @@ from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
 
 #: Steps that are tried, as multiples of the usual one, where that one is not good.
-TRIED = (0.25, 4.0)
+TRIED = (0.25, 0.0625, 4.0)
 #: The usual step under the step metric, as a share of that without: a vector there lies on the entries with the
 #: smallest gradients, along which the loss bends soonest. At the step of raw curvature S of the sample runs came out
 #: up to eight times too large; at this one within 1 %.
 SCALED_SHARE = 0.03
 #: The part of the work that its exact products are.
 _EXACT_PART = 0.7
-#: Relative error up to which the usual step is kept, and up to which differences are used at all, by default.
+#: Relative error up to which the usual step is kept, and up to which differences are used at all.
 GOOD, USABLE = 5e-3, 3e-2
 
 #: Gives the diagonal A of the step metric by parameter name, from the gradients; None where it is not known.
@@ -146,7 +146,6 @@ def calibrate(
     on_part: Callable[[float], None] = lambda part: None,
     *,
     metric: Metric = lambda gradients: None,
-    usable: float = USABLE,
 ) -> Calibration:
     """Compare one difference with one exact product for every layer, without the step metric and with it.
 
@@ -162,7 +161,6 @@ def calibrate(
         noise: gives a seeded unit vector of a size.
         on_part: called now and then with the part of the work that is behind.
         metric: the step metric; without one, scaled products are to be exact.
-        usable: relative error up to which differences are used.
 
     Returns:
         The calibration.
@@ -194,7 +192,7 @@ def calibrate(
         products = SuffixProducts(module, order, [batch], gradients, copies=8)
         found: list[Differences] = []
         for truth in truths:
-            found.append(_steps(products, truth, layers, usable))
+            found.append(_steps(products, truth, layers))
             on_part(_EXACT_PART + (1 - _EXACT_PART) * len(found) / len(truths))
     without = all_exact(order, layers).scaled
     return Calibration(order, found[0], found[1] if len(found) > 1 else without)
@@ -207,16 +205,16 @@ def _multiply(graph: HessianGraph, truth: _Truth, layer: Layer, noise: Tensor) -
     truth.images[layer.path] = truth.scaled(layer, block(truth.vectors[layer.path]))
 
 
-def _steps(products: SuffixProducts, truth: _Truth, layers: Sequence[Layer], usable: float) -> Differences:
+def _steps(products: SuffixProducts, truth: _Truth, layers: Sequence[Layer]) -> Differences:
     """Find each layer's best step, and who has none that is good enough."""
     best = _errors(products, truth, layers, truth.step)
     steps = dict.fromkeys(best, truth.step)
     for factor in TRIED:
-        again = [layer for layer in layers if not best[layer.path] <= min(GOOD, usable)]
+        again = [layer for layer in layers if not best[layer.path] <= GOOD]
         for path, error in _errors(products, truth, again, factor * truth.step).items():
             if not error >= best[path]:
                 best[path], steps[path] = error, factor * truth.step
-    return Differences(steps, best, frozenset(path for path, error in best.items() if not error <= usable))
+    return Differences(steps, best, frozenset(path for path, error in best.items() if not error <= USABLE))
 
 
 def _errors(
