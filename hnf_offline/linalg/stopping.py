@@ -1,7 +1,7 @@
 """When an extreme eigenvalue is known well enough. Torch-free.
 
 How good they are is held, and printed, by tests/profile/test_accuracy.py and test_certification.py (slow): dense
-float64 blocks of seven models and of 200 layers of a trained run.
+float64 blocks of seven models and of every layer of a trained run.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hnf_offline.linalg.hessian import block_products
-from hnf_offline.linalg.stopping import ACCURACIES, SCREEN
+from hnf_offline.linalg.stopping import ACCURACIES, CERTIFIED, SCREEN
 from hnf_offline.profile.densities import PROBES, STEPS
 from hnf_offline.profile.directions import DIRECTION_PRODUCTS, UPDATE_FORWARDS
 from hnf_offline.profile.effort import FORWARDS
@@ -123,7 +123,7 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     if tier < TIERS.index("curvature"):
         return passes
     passes += products.whole * (whole if exact or with_state else FORWARDS["gradient"])
-    passes += _layer_passes(session, settings, exact=exact, with_state=with_state) / parts
+    passes += _layer_passes(session, settings, with_state=with_state) / parts
     if tier >= TIERS.index("full"):
         tokens = session.batch.tokens
         short = tokens[:SEQUENCES, :LENGTH].numel() / max(1, tokens.numel())
@@ -135,27 +135,31 @@ def _wants_exact(session: Session, settings: ProfileSettings) -> bool:
     return ACCURACIES[settings.accuracy].residual < SCREEN.residual or not allows_differences(session.module)
 
 
-def _layer_passes(session: Session, settings: ProfileSettings, *, exact: bool, with_state: bool) -> float:
+def _layer_passes(session: Session, settings: ProfileSettings, *, with_state: bool) -> float:
     """Passes of the rows that layers are replayed on."""
     layers, products, order = _chosen(session, settings), PRODUCTS[settings.accuracy], order_of(session)
+    rule, keep = ACCURACIES[settings.accuracy], session.memory.keep_graphs
+    exact = rule.residual <= CERTIFIED.residual or not allows_differences(session.module)
     behind = sum(share_behind(order, layer) for layer in layers)
-    scaled = products.layer_scaled if with_state else 0.0
+    each = products.layer + (products.layer_scaled if with_state else 0.0)
+    several = len(session.training_batches) > 1
     passes = 0.0
-    if len(session.training_batches) > 1:
-        passes += FORWARDS["graph" if exact or with_state else "gradient"]
     if exact:
-        passes += (products.layer + scaled) * behind * FORWARDS["layer product"]
+        passes += FORWARDS["graph"] if several else 0.0
+        passes += each * behind * FORWARDS["layer product"]
+        if not keep:
+            rounds = max(products.layer, products.layer_scaled if with_state else 0.0) + _SLOWEST
+            passes += _lots(session, layers, order) * rounds * FORWARDS["graph"]
     else:
         # The gradient that differences are taken from, and what every restart remembers.
         passes += FORWARDS["gradient"] + FORWARDS["forward"]
-        passes += products.layer * behind * FORWARDS["layer difference"]
-        passes += scaled * behind * FORWARDS["layer product"]
-    exact_rounds = (max(products.layer, scaled) if exact else scaled) + _SLOWEST
-    if not session.memory.keep_graphs and (exact or with_state):
-        passes += _lots(session, layers, order) * exact_rounds * FORWARDS["graph"]
+        passes += each * behind * FORWARDS["layer difference"]
+        if _wants_exact(session, settings):  # each dominant end is held against one exact product
+            passes += (2 if with_state else 1) * behind * FORWARDS["layer product"]
+            passes += (1 if keep and several else _lots(session, layers, order)) * FORWARDS["graph"]
     if settings.traces:
         passes += FORWARDS["graph"] + behind * settings.traces * FORWARDS["layer product"]
-        if not session.memory.keep_graphs:
+        if not keep:
             passes += len(layers) * settings.traces * FORWARDS["graph"]
     return passes
 

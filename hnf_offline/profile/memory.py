@@ -7,6 +7,7 @@ included; and never more than a share of the memory that is free.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,13 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hnf_offline.linalg.stopping import ACCURACIES
 from hnf_offline.run.model.loss import evaluate
 
 #: Second-derivative graphs hold about this many times what one row saves under the math kernel, products included:
 #: 2.9 to 4.4 as measured on five decoders (built-in, GPT-2, Llama).
 DOUBLE_BACKWARD = 4
-#: Vectors of the model's size that are held at once: Krylov bases, gradient, step metric, images.
-VECTORS = 34
+#: Rows of the whole model's Krylov basis, for the 10 to 13 products that it takes as a rule; elsewhere, as at
+#: `certified`, as many as the rule allows.
+_BASIS: Mapping[str, int] = {"screen": 16, "standard": 16}
+#: Vectors of the model's size that are held beside it: gradient, step metric, images.
+_BESIDE_BASIS = 6
+#: The same while layers are solved: their results and starts, raw and scaled, and the bases of one block.
+VECTORS_OF_ALL_LAYERS = 15
 #: Vectors that one layer holds while it is solved, raw and scaled: eight of a basis and one image each.
 LAYER_VECTORS = 18
 #: What graphs may take in any case: below, a device is not busy with few rows.
@@ -92,7 +99,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def plan_memory(
-    row_bytes: int, rows: int, parameter_bytes: int, free: int, *, ordinary_bytes: int | None = None
+    row_bytes: int,
+    rows: int,
+    parameter_bytes: int,
+    free: int,
+    *,
+    ordinary_bytes: int | None = None,
+    accuracy: str = "standard",
+    batch: int | None = None,
 ) -> MemoryPlan:
     """Decide how many rows go together and whether graphs are kept.
 
@@ -105,12 +119,16 @@ def plan_memory(
         parameter_bytes: size of the weights in the replay's dtype.
         free: bytes that are free.
         ordinary_bytes: what one row saves in training, None where it is no less.
+        accuracy: decides how many vectors are held.
+        batch: rows that layers are replayed on, None for all.
 
     Returns:
         The plan; at least one row a micro-batch, whatever the memory.
     """
-    saved = (row_bytes if ordinary_bytes is None else ordinary_bytes) * rows
-    vectors = parameter_bytes * VECTORS
+    ordinary = row_bytes if ordinary_bytes is None else ordinary_bytes
+    saved = ordinary * rows
+    basis = _BASIS.get(accuracy, ACCURACIES[accuracy].maximum)
+    vectors = parameter_bytes * (basis + _BESIDE_BASIS)
     fixed = parameter_bytes + vectors
     room = max(saved + parameter_bytes - vectors, saved // 2, FREE_FOR_GRAPHS)
     room = max(0, min(room, int(SHARE * free) - fixed))
@@ -118,7 +136,10 @@ def plan_memory(
     together = max(1, min(rows, room // graph))
     lot = min(saved, int(SHARE * free)) // 4 // LAYER_VECTORS
     # Where all rows go together, a graph that is kept takes no more than one that is built again.
-    return MemoryPlan(together, together == rows, fixed + graph * together, lot)
+    copies = copies_together(row_bytes, together, rows if batch is None else batch)
+    layers = parameter_bytes * VECTORS_OF_ALL_LAYERS + copies * together * ordinary
+    peak = parameter_bytes + max(vectors + graph * together, layers)
+    return MemoryPlan(together, together == rows, peak, lot)
 
 
 def copies_together(row_bytes: int, rows: int, batch: int) -> int:

@@ -48,6 +48,7 @@ class Session:
         row_bytes: what one row keeps in a forward pass under the math kernel; 0 where that is not known.
         ordinary_bytes: what it keeps in training, under whatever kernel that takes.
         sharing: processes that share the free memory of the device.
+        accuracy: of the settings, which decides how many vectors are held.
         products: how the layers' Hessian products are made, found out once.
     """
 
@@ -62,6 +63,7 @@ class Session:
     row_bytes: int = 0
     ordinary_bytes: int = 0
     sharing: int = 1
+    accuracy: str = "standard"
     products: ProductChoice = field(default_factory=ProductChoice)
 
 
@@ -144,12 +146,15 @@ def open_session(
     row_bytes, ordinary_bytes = _bytes_of_a_row(
         module, tokens[:1].to(device), None if labels is None else labels[:1].to(device), batches
     )
+    training_batches = batch.training_batches(batches.rows_per_step or 0)
     memory = plan_memory(
         row_bytes,
         len(rows),
         bytes_of_parameters(module),
         free_bytes(device) // sharing,
         ordinary_bytes=ordinary_bytes,
+        accuracy=settings.accuracy,
+        batch=len(training_batches[0].tokens),
     )
     shape = json.dumps([[name, list(value.shape)] for name, value in module.named_parameters()])
     model = hashlib.blake2b(
@@ -159,7 +164,6 @@ def open_session(
         ).encode(),
         digest_size=16,
     )
-    training_batches = batch.training_batches(batches.rows_per_step or 0)
     identity = (
         model.hexdigest(),
         batch.digest,
@@ -178,6 +182,7 @@ def open_session(
         row_bytes,
         ordinary_bytes,
         sharing,
+        settings.accuracy,
     )
 
 
@@ -206,6 +211,8 @@ def memory_now(session: Session) -> MemoryPlan:
         bytes_of_parameters(session.module),
         free_bytes(session.device) // session.sharing,
         ordinary_bytes=session.ordinary_bytes,
+        accuracy=session.accuracy,
+        batch=len(session.training_batches[0].tokens),
     )
 
 

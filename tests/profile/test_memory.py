@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hnf_offline.profile.memory import LAYER_VECTORS, free_bytes, plan_memory, saved_bytes
+from hnf_offline.profile.memory import (
+    LAYER_VECTORS,
+    VECTORS_OF_ALL_LAYERS,
+    free_bytes,
+    plan_memory,
+    saved_bytes,
+)
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 
 MiB = 1 << 20
@@ -49,7 +55,7 @@ def test_graphs_and_vectors_take_what_one_gradient_of_the_batch_takes(
     plan = plan_memory(2 * row, rows, parameters, 1 << 50, ordinary_bytes=row)
     gradient = row * rows + parameters
     if plan.rows > 1:
-        assert plan.peak_bytes - parameters <= gradient
+        assert plan.peak_bytes - parameters <= gradient + VECTORS_OF_ALL_LAYERS * parameters
     assert not plan.keep_graphs
     assert plan.lot_bytes * LAYER_VECTORS <= gradient / 4
 
