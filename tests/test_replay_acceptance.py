@@ -97,6 +97,7 @@ def test_without_its_bad_batch_the_second_spike_is_gone() -> None:
     assert skipped.loss[skipped.steps.index(220)] is None
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @needs_sharded
 def test_the_sharded_run_is_given_again_and_a_cap_removes_its_spike(tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def tokens_named(folder: Path) -> Path:
     return manifest
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @needs_sharded
 def test_the_report_of_the_sharded_run_replays_its_losses_and_blames_the_learning_rate(

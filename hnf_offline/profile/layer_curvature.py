@@ -128,17 +128,17 @@ class LayerProducts:
             layers: that will be multiplied.
 
         Returns:
-            Products on the same graph, where it is there.
+            Products on the same graph, unless that was let go.
         """
         self._suffix = None
-        kept = self._keep and (self._graph is None or self._graph.kept)
+        there = self._graph is not None and self._graph.kept == self._keep
         return LayerProducts(
             self._module,
             self._batches,
             self._gradients,
             all_exact(self.calibration.order, layers),
-            graph=self._graph,
-            keep_graphs=kept,
+            graph=self._graph if there else None,
+            keep_graphs=self._keep,
             lot_bytes=self._lot_bytes,
         )
 

@@ -41,8 +41,10 @@ from hnf_offline.profile.whole import Hessian, allows_differences, block_of_all,
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
 
-#: Least products for the whole model's spectra where layers follow: they start from several of its eigenvectors.
+#: Least products for the whole model's spectra where layers follow and start from several of its eigenvectors.
 WHOLE_MINIMUM = 10
+#: The same where they start from the first one only, which then counts for its direction.
+_FIRST_MINIMUM = 4
 #: Share of noise in a second vector that is made of what is known.
 _SECOND_NOISE = 0.2
 #: Products that a spectrum of the whole model takes as a rule beyond its least.
@@ -134,7 +136,8 @@ def whole_spectra(
     start = noise(whole.dimension)
     raw = raw_others = scaled_others = None
     if curvature:
-        far = replace(rule, minimum=max(rule.minimum, WHOLE_MINIMUM))
+        least = WHOLE_MINIMUM if rule.fresh else _FIRST_MINIMUM
+        far = replace(rule, minimum=max(rule.minimum, least))
         stop = 1.0 if metric is None else 0.5
         space = _space(whole, start, far, noise, partial(_tell_whole, foreseen, 0.0, stop, far))
         raw, raw_others = _told(space), others(space, subject.layers)

@@ -88,6 +88,7 @@ def measured(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return run
 
 
+@pytest.mark.slow
 def test_wherever_memory_runs_out_the_table_is_the_same(measured: Callable[..., Any]) -> None:
     calm, operations = measured(None)
     places = [operations * share // 100 for share in (1, 40, 95)]

@@ -72,6 +72,7 @@ def dense_edge(path: Path, step: int) -> float:
     return 2 / float(torch.linalg.eigvalsh(torch.stack(rows)).max())
 
 
+@pytest.mark.slow
 def test_lr_over_s_is_the_edge_of_the_hessian_and_replays_find_it_near(record: Callable[..., Path]) -> None:
     path = record(optimizer=torch.optim.SGD, rate=lambda step: 0.5, model=LITTLE, steps=120)
     found = whatif(

@@ -53,6 +53,7 @@ class Restart:
         self._order = order
         self._blocks = [module.get_submodule(path) for path in order.blocks]
         self.calls: list[BlockCall] = []
+        self._repeated: dict[int, tuple[int, Any]] = {}  # block -> copies, output so often
 
         def remember(original: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*arguments: Any, **keywords: Any) -> Any:
@@ -95,8 +96,7 @@ class Restart:
         copies = len(outputs)
         axes = self._order.row_axes
         skipped = {
-            self._blocks[place]: _given(_joined([self.calls[place].output] * copies, axes[place]))
-            for place in range(number)
+            self._blocks[place]: _given(self._repeated_output(place, copies)) for place in range(number)
         }
         skipped[self._blocks[number]] = _given(_joined(outputs, axes[number]))
         tokens = self.batch.tokens.repeat(copies, *[1] * (self.batch.tokens.ndim - 1))
@@ -106,6 +106,16 @@ class Restart:
         with unfused(), replaced(skipped):
             loss = evaluate(self._module, tokens, labels).loss
         return copies * loss
+
+    def _repeated_output(self, number: int, copies: int) -> Any:
+        # Made once for the most copies that were asked for: fewer are its first rows.
+        most, repeated = self._repeated.get(number, (0, None))
+        axes = self._order.row_axes[number]
+        if most < copies:
+            repeated = _joined([self.calls[number].output] * copies, axes)
+            self._repeated[number] = copies, repeated
+            return repeated
+        return repeated if most == copies else _shortened(repeated, copies / most, axes)
 
     def loss_with(self, skip: int, parameters: Mapping[str, Tensor]) -> Tensor:
         """Run the forward pass with some parameters replaced, the first blocks skipped.
@@ -179,6 +189,16 @@ def _given(output: Any) -> Callable[..., Any]:
 
 def _detached(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _shortened(output: Any, share: float, axes: Sequence[int | None]) -> Any:
+    leaves, structure = pytree.tree_flatten(output)
+    remaining = iter(axes)
+    cut: list[Any] = []
+    for leaf in leaves:
+        axis = next(remaining) if isinstance(leaf, Tensor) else None
+        cut.append(leaf if axis is None else leaf.narrow(axis, 0, round(share * leaf.shape[axis])))
+    return pytree.tree_unflatten(cut, structure)
 
 
 def _joined(outputs: Sequence[Any], axes: Sequence[int | None]) -> Any:

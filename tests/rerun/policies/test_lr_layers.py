@@ -265,6 +265,7 @@ def test_on_the_tiny_run_the_controller_and_s_agree(
     assert as_was.advance().learning_rate == pytest.approx(3e-3)
 
 
+@pytest.mark.slow
 def test_on_the_tiny_run_every_layers_own_s_falls_as_the_formula_says(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
