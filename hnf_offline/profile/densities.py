@@ -21,8 +21,8 @@ from hnf_offline.linalg.operator import Scaled, SymmetricOperator
 from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.layer_curvature import exact_graph
 from hnf_offline.profile.memory import MemoryPlan, free_bytes
-from hnf_offline.profile.metric import step_metric
 from hnf_offline.profile.reading import Loaded, read_ahead
+from hnf_offline.profile.rounding import step_metric_of
 from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import Session, full_precision, memory_now, open_session, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings, Progress
@@ -147,14 +147,13 @@ def _measure(
         raise loaded
     load_weights_into(session.module, loaded.weights)
     state, _ = optimizer_of(session, run, checkpoint, loaded.optimizer)
-    parameters = dict(session.module.named_parameters())
-    metric = None if state is None else step_metric(state, parameters)
 
     def work(memory: MemoryPlan) -> list[pl.DataFrame]:
         batches = session.batch.cut(memory.rows, session.device)
         graph = exact_graph(session.module, batches, keep=memory.keep_graphs)
         whole = block_of_all(graph, session.layers)
         operators: dict[str, SymmetricOperator] = {"hessian": whole}
+        metric = step_metric_of(state, graph.gradients)
         if metric is not None:
             operators["preconditioned"] = Scaled(whole, whole.flatten(metric).sqrt())
         steps = steps_in_memory(whole.dimension, graph.loss, checkpoint.path)

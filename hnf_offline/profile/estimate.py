@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hnf_offline.linalg.stopping import StopRule
 from hnf_offline.profile.noise import Noise
+from hnf_offline.profile.rounding import without_rounding
 from hnf_offline.profile.spectra import whole_spectra
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.whole import Hessian, allows_differences, whole_hessian
@@ -84,13 +85,13 @@ def estimated_metric(subject: Subject, gradients: Mapping[str, Tensor]) -> dict[
     if not bool(torch.isfinite(total) & (total > 0)):
         return None
     scale = state.total_second_moment / total
+    second = {name: estimated_second_moment(square, scale) for name, square in squares.items()}
     metric: dict[str, Tensor] = {}
-    for name, square in squares.items():
+    for name, moment in second.items():
         own = state.parameters[name]
         assert own.learning_rate is not None and own.beta1 is not None
-        second = estimated_second_moment(square, scale)
-        metric[name] = adam_step_metric(own.learning_rate, own.beta1, second, own.eps or 0.0)
-    return metric
+        metric[name] = adam_step_metric(own.learning_rate, own.beta1, moment, own.eps or 0.0)
+    return without_rounding(metric, second, gradients)
 
 
 def _mean_squares(subject: Subject, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
