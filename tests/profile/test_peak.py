@@ -67,8 +67,8 @@ def trained(module: nn.Module, tokens: Tensor) -> Subject:
     return subject_of(module, tokens, None, state, 3)
 
 
-def decoder() -> nn.Module:
-    config = GPTConfig(128, 64, 6, 4, 64, norm="pre", tied=False)
+def decoder(blocks: int = 6) -> nn.Module:
+    config = GPTConfig(128, 64, blocks, 4, 64, norm="pre", tied=False)
     return GPT(config).initialise(torch.Generator().manual_seed(1))
 
 
@@ -114,7 +114,8 @@ def test_the_count_sees_what_only_a_graph_holds() -> None:
 def test_at_32_rows_the_peak_is_at_most_a_fifth_above_that_of_one_training_gradient(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module, tokens = decoder(), structured_rows(32, 7, vocabulary=128, length=64)
+    # With six blocks it is .99 instead, in four times the time.
+    module, tokens = decoder(blocks=3), structured_rows(32, 7, vocabulary=128, length=64)
     subject, _ = planned(trained(module, tokens), tokens, "standard")
 
     def gradient() -> object:
