@@ -162,12 +162,21 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Pathology:
-    """Something wrong that is not a spike, with the numbers that show it."""
+    """Something wrong that is not a spike.
+
+    Attributes:
+        kind: what it is called.
+        layer: where, "" for the whole model.
+        step: the first at which it was seen.
+        evidence: the numbers that show it, one sentence.
+        action: what can be done, one sentence; "" where nothing general can be said.
+    """
 
     kind: str
     layer: str
     step: int
     evidence: str
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)

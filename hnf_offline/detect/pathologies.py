@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
+from hnf_offline.detect.degradation import degradations
 from hnf_offline.detect.log_events import Written, log_pathologies
 from hnf_offline.detect.measured import Measured, measured, one
 from hnf_offline.findings import Pathology, Spike
@@ -42,6 +43,7 @@ def pathologies(
         *_logit_growth(profile),
         *_lag(profile),
         *_gradient_over_depth(profile),
+        *degradations(profile, log),
         *log_pathologies(log, spikes, written),
     )
     return tuple(sorted(found, key=lambda one_of: (one_of.step, one_of.kind, one_of.layer)))

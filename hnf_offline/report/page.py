@@ -194,6 +194,7 @@ def report_page(
                 "layer": one.layer or "whole model",
                 "step": f"{one.step:,}",
                 "evidence": one.evidence,
+                "action": one.action,
             }
             for one in findings.pathologies[:200]
         ],
