@@ -21,6 +21,9 @@ LAG, LAG_CHECKPOINTS = 2.3, 3
 DECADES = 3.0  # gradient norms of the first and the last block this far apart
 BLOCKS = 4
 
+_GO_BACK = "Go back to the last healthy checkpoint, with a lower learning rate or without that batch."
+_ATTENTION = "Normalise queries and keys (QK-norm) or lower the learning rate of their projections."
+
 
 def pathologies(
     profile: pl.DataFrame, log: pl.DataFrame, spikes: Sequence[Spike], written: Written | None = None
@@ -60,11 +63,12 @@ def _of_the_loss(spikes: Sequence[Spike]) -> Iterator[Pathology]:
             evidence = (
                 f"loss left {spike.loss_before:.3g} at step {spike.onset}, reached {spike.loss_peak:.3g} at "
             )
-            yield Pathology("divergence", "", spike.onset, f"{evidence}step {spike.peak} and stayed up.")
+            evidence += f"step {spike.peak} and stayed up."
+            yield Pathology("divergence", "", spike.onset, evidence, _GO_BACK)
         elif spike.kind == "nonfinite":
             ending = "never came back" if spike.end is None else f"came back at step {spike.end}"
             evidence = f"loss is {spike.loss_peak} at step {spike.peak} and {ending}."
-            yield Pathology("nonfinite-loss", "", spike.onset, evidence)
+            yield Pathology("nonfinite-loss", "", spike.onset, evidence, _GO_BACK)
 
 
 def _weights(profile: pl.DataFrame) -> Iterator[Pathology]:
@@ -80,7 +84,8 @@ def _weights(profile: pl.DataFrame) -> Iterator[Pathology]:
                 "nonfinite-weights",
                 series.layer,
                 step,
-                f"{share:.2%} of the weights are not finite at checkpoint {step}",
+                f"{share:.2%} of the weights are not finite at checkpoint {step}.",
+                "Nothing can be saved from here: go back to the checkpoint before.",
             )
 
 
@@ -96,7 +101,9 @@ def _entropy_collapse(profile: pl.DataFrame) -> Iterator[Pathology]:
         for row in np.flatnonzero(low)[:1]:
             fall = f"from {highest[row]:.3g} to {series.values[row]:.3g} nats."
             evidence = f"mean entropy of the worst head fell {fall}"
-            yield Pathology("attention-entropy-collapse", series.layer, int(series.steps[row]), evidence)
+            yield Pathology(
+                "attention-entropy-collapse", series.layer, int(series.steps[row]), evidence, _ATTENTION
+            )
 
 
 def _logit_growth(profile: pl.DataFrame) -> Iterator[Pathology]:
@@ -109,7 +116,9 @@ def _logit_growth(profile: pl.DataFrame) -> Iterator[Pathology]:
         for row in np.flatnonzero(np.isfinite(series.values) & (series.values > LOGIT))[:1]:
             evidence = f"largest logit grew from {series.values[0]:.3g} at step {series.steps[0]} to "
             evidence += f"{series.values[row]:.3g}; runs above 1e4 diverged in the published study."
-            yield Pathology("attention-logit-growth", series.layer, int(series.steps[row]), evidence)
+            yield Pathology(
+                "attention-logit-growth", series.layer, int(series.steps[row]), evidence, _ATTENTION
+            )
 
 
 def _lag(profile: pl.DataFrame) -> Iterator[Pathology]:
@@ -126,7 +135,11 @@ def _lag(profile: pl.DataFrame) -> Iterator[Pathology]:
     for row in np.flatnonzero(held)[:1]:
         values = ", ".join(f"{value:.2g}" for value in lag[row : row + LAG_CHECKPOINTS])
         yield Pathology(
-            "adam-lag", "", int(steps[row]), f"lag RMS is {values} at successive checkpoints; 1 is normal."
+            "adam-lag",
+            "",
+            int(steps[row]),
+            f"lag RMS is {values} at successive checkpoints; 1 is normal.",
+            "Lower beta2 (0.95 for language models) or clip each update by its RMS, so that v_hat keeps up.",
         )
 
 
@@ -159,7 +172,8 @@ def _gradient_over_depth(profile: pl.DataFrame) -> Iterator[Pathology]:
     first = min(step for step, value in decades.items() if value * np.sign(typical) >= DECADES)
     kind = "gradient-vanishing" if typical > 0 else "gradient-exploding"
     evidence = f"from the first to the last block the gradient norm changes by 1e{typical:+.1f} (median over "
-    yield Pathology(kind, "", first, f"{evidence}{len(decades)} checkpoints).")
+    action = "Normalise before each block, or scale each residual branch by 1 / sqrt(2 blocks) at the start."
+    yield Pathology(kind, "", first, f"{evidence}{len(decades)} checkpoints).", action)
 
 
 def _series(profile: pl.DataFrame, quantity: str) -> Iterator[Measured]:

@@ -32,20 +32,18 @@ def found(*rows: list[Row], log: pl.DataFrame = LOG) -> list[tuple[str, str, int
 
 
 @pytest.mark.parametrize(
-    ("quantity", "kind"),
+    ("quantity", "kind", "high"),
     [
-        ("activation.dead_share", "dead-units"),
-        ("activation.saturated_share", "saturated-units"),
-        ("attention.saturation", "attention-saturation"),
+        ("activation.dead_share", "dead-units", 0.6),
+        ("activation.saturated_share", "saturated-units", 0.6),
+        ("attention.saturation", "attention-saturation", 0.92),
     ],
 )
-def test_a_share_counts_when_it_has_risen_and_lasts(quantity: str, kind: str) -> None:
-    assert found(series(quantity, [0.05, 0.2, 0.6, 0.7, 0.8])) == [(kind, "h.0.mlp", 30)]
-    assert found(series(quantity, [0.05, 0.2, 0.3, 0.2, 0.7])) == [(kind, "h.0.mlp", 50)], (
-        "the last checkpoint"
-    )
-    assert found(series(quantity, [0.05, 0.6, 0.1, 0.05, 0.1])) == [], "once, by accident of the rows"
-    assert found(series(quantity, [0.6, 0.62, 0.65, 0.7])) == [], "so from the start"
+def test_a_share_counts_when_it_has_risen_and_lasts(quantity: str, kind: str, high: float) -> None:
+    assert found(series(quantity, [0.05, 0.2, high, high, 0.95])) == [(kind, "h.0.mlp", 30)]
+    assert found(series(quantity, [0.05, 0.2, 0.3, 0.2, high])) == [(kind, "h.0.mlp", 50)], "the last one"
+    assert found(series(quantity, [0.05, high, 0.1, 0.05, 0.1])) == [], "once, by accident of the rows"
+    assert found(series(quantity, [high, high, high + 0.05, high])) == [], "so from the start"
     assert found(series(quantity, [math.nan] * 4)) == []
 
 
