@@ -16,9 +16,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-pytestmark = pytest.mark.xfail(
-    reason="the curvature engine is not yet what it shall be: which values it certifies, and its memory",
-    run=False,
+pytestmark = pytest.mark.skipif(
+    "HNF_LARGE_MODEL" not in os.environ,
+    reason="takes some 20 minutes of one core and 8 GiB: set HNF_LARGE_MODEL=1 to have it run",
 )
 
 TOKENS, LAYERS, PARAMETERS = 256, 99, 124_439_808
