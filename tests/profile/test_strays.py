@@ -60,3 +60,7 @@ def test_at_certified_nothing_rests_on_differences() -> None:
     found = settle(replace(own.subject, products=ProductChoice()), settings("certified"))
     paths = {layer.path for layer in own.subject.layers}
     assert found.raw.exact == found.scaled.exact == paths
+    # Nor where the same module was calibrated for another accuracy before.
+    before = replace(own.subject, products=ProductChoice())
+    assert not settle(before, settings("standard")).raw.exact
+    assert settle(before, settings("certified")).scaled.exact == paths
