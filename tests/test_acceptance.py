@@ -64,6 +64,7 @@ def test_the_steady_run_is_stable_and_nothing_warns(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.real
 @pytest.mark.skipif(not TRAINER.is_dir(), reason="needs ../shared/data")
 def test_an_unmodified_trainer_run_needs_no_options_and_its_two_spikes_are_explained(tmp_path):

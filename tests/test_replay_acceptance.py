@@ -28,6 +28,7 @@ SHARDED = DATA / "runs" / "dcp_fsdp2_nanogpt"
 SPIKY = ROOT / "sample_runs" / "spiky"
 SETTINGS = ProfileSettings(tier="stability", device="cpu")
 
+pytestmark = pytest.mark.timeout(1200)
 needs_trainer = pytest.mark.skipif(not TRAINER.is_dir(), reason="the real runs are not here")
 needs_sharded = pytest.mark.skipif(not SHARDED.is_dir(), reason="the real runs are not here")
 
@@ -196,7 +197,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("one_thread")
 def test_leads_found_through_zoom_do_not_depend_on_how_many_checkpoints_there_are(tmp_path: Path) -> None:
     leads = {}

@@ -360,13 +360,14 @@ def settled_products(
         order = call_order(subject.module, partial(_repeated, subject.module, batch))
         subject.products.calibrated_at = None if exact else subject.step
         foreseen = Foreseen.of(subject, pattern)
+        chosen = [layer for layer in subject.layers if pattern is None or fnmatchcase(layer.path, pattern)]
         subject.products.calibration = (
             all_exact(order, subject.layers)
             if exact
             else calibrate(
                 subject.module,
                 order,
-                subject.layers,
+                chosen,
                 batch,
                 noise,
                 foreseen.tell_calibration,
