@@ -64,3 +64,12 @@ def test_at_certified_nothing_rests_on_differences() -> None:
     before = replace(own.subject, products=ProductChoice())
     assert not settle(before, settings("standard")).raw.exact
     assert settle(before, settings("certified")).scaled.exact == paths
+
+
+def test_only_layers_that_are_measured_are_calibrated() -> None:
+    own = case(NAME, "trained")
+    found = settle(
+        replace(own.subject, products=ProductChoice()), settings("standard", layers="transformer.h.1.*")
+    )
+    assert found.raw.errors and all(path.startswith("transformer.h.1.") for path in found.raw.errors)
+    assert found.scaled.errors.keys() == found.raw.errors.keys()
