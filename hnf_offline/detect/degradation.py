@@ -7,18 +7,19 @@ checkpoint agrees, or when there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from hnf_offline.detect.measured import Measured, measured
-from hnf_offline.detect.trailing import Flags
+from hnf_offline.detect.trailing import Flags, Floats
 from hnf_offline.findings import Pathology
 
 #: Share of units, or of rows of attention, that is bad; and by how much it must have risen since the first checkpoint.
 SHARE, ROSE = 0.5, 0.25
-#: The same of a head's queries: heads of healthy language models give half of their rows to a sink.
+#: The same of a head's queries, higher: healthy heads may rest on a sink (Xiao et al. 2023, arXiv:2309.17453).
 ATTENTION_SHARE = 0.9
 #: An effective rank is collapsed at this part of its first value.
 RANK_PART = 0.25
@@ -27,8 +28,94 @@ RANK_PART = 0.25
 LOG_Z_DRIFT, LOG_Z_TIMES = 30.0, 3.0
 #: Times its own median before that an embedding's gradient jumps, and the most that the other layers' do meanwhile.
 JUMP, ALONE, BEFORE = 10.0, 3.0, 3
-#: Nats that casting to bfloat16 may cost; a healthy model pays a few thousandths.
+#: Nats that casting to bfloat16 may cost.
 BFLOAT16_COST = 0.1
+
+#: What to do about attention that rests on single keys.
+CALM_ATTENTION = "Normalise queries and keys (QK-norm) or lower the learning rate of their projections."
+_EMBEDDING = (
+    "Scale the embedding's gradient down (GLM-130B: 0.1) or clip it alone; look for rare tokens in that step."
+)
+_OVERFLOW = "Train in bfloat16, or scale down what this layer gives out."
+_ORIGIN = "Look at its input of that batch; clip the gradient, and go back to the checkpoint before."
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A quantity that is judged against its own first value.
+
+    Attributes:
+        quantity: its name in the catalogue.
+        kind: of the pathology.
+        bad: which values are, given all of them.
+        evidence: a sentence with `now` and `first`.
+        action: what can be done.
+    """
+
+    quantity: str
+    kind: str
+    bad: Callable[[Floats], Flags]
+    evidence: str
+    action: str
+
+
+def _risen(share: float) -> Callable[[Floats], Flags]:
+    return lambda values: (values >= share) & (values >= values[0] + ROSE)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "activation.dead_share",
+        "dead-units",
+        _risen(SHARE),
+        "{now:.0%} of its units are off at every replayed token, {first:.0%} at the first checkpoint.",
+        "Lower the peak learning rate or warm up longer; where units must recover, a leaky activation lets them.",
+    ),
+    Rule(
+        "activation.saturated_share",
+        "saturated-units",
+        _risen(SHARE),
+        "{now:.0%} of its outputs are at the limit, {first:.0%} at the first checkpoint.",
+        "Gradients hardly pass there: normalise what goes in, or lower the learning rate of the layer before.",
+    ),
+    Rule(
+        "attention.saturation",
+        "attention-saturation",
+        _risen(ATTENTION_SHARE),
+        "{now:.0%} of the worst head's queries give more than 99 % of their weight to one key, {first:.0%} at the "
+        "first checkpoint.",
+        CALM_ATTENTION,
+    ),
+    Rule(
+        "weight.effective_rank",
+        "rank-collapse",
+        lambda values: values < RANK_PART * values[0],
+        "effective rank fell from {first:.3g} to {now:.3g}.",
+        "The layer uses few directions: lower its learning rate or weight decay, and look at what feeds it.",
+    ),
+    # Output logits that move together, which softmax does not see (Wortsman et al. 2023, arXiv:2309.14322).
+    Rule(
+        "logits.log_z",
+        "logit-drift",
+        lambda values: np.abs(values - values[0]) > max(LOG_Z_DRIFT, LOG_Z_TIMES * abs(values[0])),
+        "mean log Z moved from {first:.3g} to {now:.3g} nats.",
+        "Add a z-loss (1e-4 of log^2 Z): it costs little and holds log Z near 0.",
+    ),
+    Rule(
+        "adam.epsilon_share",
+        "epsilon-bound-updates",
+        lambda values: values >= SHARE,
+        "{now:.0%} of the entries have sqrt(v_hat) below eps.",
+        "Lower eps, or scale the loss up: these entries move by less than the learning rate says.",
+    ),
+    Rule(
+        "precision.loss_change_bf16",
+        "silent-precision-loss",
+        lambda values: values > BFLOAT16_COST,
+        "cast to bfloat16 the replayed loss is {now:.2g} nats higher.",
+        "Keep a float32 copy of the weights, or at least of norms and head, where the model is trained or served.",
+    ),
+)
 
 
 def degradations(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Pathology, ...]:
@@ -41,122 +128,29 @@ def degradations(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Pathology, .
     Returns:
         One a layer and kind, at the first checkpoint that shows it.
     """
-    series = _by_quantity(profile)
+    series: dict[str, list[Measured]] = {}
+    for one in measured(profile):
+        series.setdefault(one.quantity, []).append(one)
     return (
-        *_shares(
-            series,
-            "activation.dead_share",
-            "dead-units",
-            _DEAD,
-            "of its units are off at every replayed token",
-        ),
-        *_shares(
-            series,
-            "activation.saturated_share",
-            "saturated-units",
-            _SATURATED,
-            "of its outputs are at the limit",
-        ),
-        *_shares(
-            series,
-            "attention.saturation",
-            "attention-saturation",
-            _ATTENTION,
-            "of the worst head's queries give more than 99 % of their weight to one key",
-            ATTENTION_SHARE,
-        ),
-        *_rank_collapse(series),
-        *_logit_drift(series),
+        *(found for rule in RULES for found in _by_rule(rule, series.get(rule.quantity, ()))),
         *_embedding_gradient(profile),
-        *_epsilon_bound(series),
-        *_precision_loss(series),
         *_first_overflow(series, trains_float16="loss_scale" in log.columns),
         *_first_nonfinite(series),
     )
 
 
-_DEAD = (
-    "Lower the peak learning rate or warm up longer; where units must recover, a leaky activation lets them."
-)
-_SATURATED = (
-    "Gradients hardly pass there: normalise what goes in, or lower the learning rate of the layer before."
-)
-_ATTENTION = "Normalise queries and keys (QK-norm) or lower the learning rate of their projections."
-_RANK = "The layer uses few directions: lower its learning rate or weight decay, and look at what feeds it."
-_DRIFT = "Add a z-loss (1e-4 of log^2 Z): it costs nothing and holds log Z near 0."
-_EMBEDDING = (
-    "Scale the embedding's gradient down (GLM-130B: 0.1) or clip it alone; look for rare tokens in that step."
-)
-_EPSILON = "Lower eps, or scale the loss up: these entries move by less than the learning rate says."
-_BFLOAT16 = (
-    "Keep a float32 copy of the weights, or at least of norms and head, where the model is trained or served."
-)
-_OVERFLOW = "Train in bfloat16, or scale down what this layer gives out."
-
-
-def _by_quantity(profile: pl.DataFrame) -> dict[str, list[Measured]]:
-    found: dict[str, list[Measured]] = {}
-    for series in measured(profile):
-        found.setdefault(series.quantity, []).append(series)
-    return found
-
-
-def _first_lasting(bad: Flags) -> int | None:
-    """First row that is bad and whose successor, if there is one, is bad too."""
-    lasting = bad & np.append(bad[1:], True)
-    return int(np.flatnonzero(lasting)[0]) if lasting.any() else None
-
-
-def _shares(
-    series: dict[str, list[Measured]],
-    quantity: str,
-    kind: str,
-    action: str,
-    words: str,
-    share: float = SHARE,
-) -> Iterator[Pathology]:
-    """Shares that rose above a limit.
-
-    Yields:
-        One a layer.
-    """
-    for one in series.get(quantity, ()):
-        first = one.values[0]
-        row = _first_lasting((one.values >= share) & (one.values >= first + ROSE))
-        if row is not None:
-            evidence = f"{one.values[row]:.0%} {words}, {first:.0%} at {one.place(0)}."
-            yield Pathology(kind, one.layer, int(one.steps[row]), evidence, action)
-
-
-def _rank_collapse(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
-    """Weights whose singular values concentrate on few directions (Dong et al. 2021, arXiv:2103.03404).
-
-    Yields:
-        Kind "rank-collapse", one a layer.
-    """
-    for one in series.get("weight.effective_rank", ()):
-        row = _first_lasting(one.values < RANK_PART * one.values[0])
-        if row is not None:
-            evidence = f"effective rank fell from {one.values[0]:.3g} to {one.values[row]:.3g}."
-            yield Pathology("rank-collapse", one.layer, int(one.steps[row]), evidence, _RANK)
-
-
-def _logit_drift(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
-    """Output logits that move together, which softmax does not see (Wortsman et al. 2023, arXiv:2309.14322, 3.2).
-
-    Yields:
-        Kind "logit-drift".
-    """
-    for one in series.get("logits.log_z", ()):
-        first = one.values[0]
-        row = _first_lasting(np.abs(one.values - first) > max(LOG_Z_DRIFT, LOG_Z_TIMES * abs(first)))
-        if row is not None:
-            evidence = f"mean log Z moved from {first:.3g} to {one.values[row]:.3g} nats."
-            yield Pathology("logit-drift", one.layer, int(one.steps[row]), evidence, _DRIFT)
+def _by_rule(rule: Rule, series: Sequence[Measured]) -> Iterator[Pathology]:
+    for one in series:
+        bad = rule.bad(one.values)
+        lasting = np.flatnonzero(bad & np.append(bad[1:], True))  # the next one agrees, or there is none
+        if lasting.size:
+            row = lasting[0]
+            evidence = rule.evidence.format(now=one.values[row], first=one.values[0])
+            yield Pathology(rule.kind, one.layer, int(one.steps[row]), evidence, rule.action)
 
 
 def _embedding_gradient(profile: pl.DataFrame) -> Iterator[Pathology]:
-    """A gradient of an embedding that jumps while the others do not (Zeng et al. 2022, arXiv:2210.02414, section 2.3).
+    """A gradient of an embedding that jumps while the others do not (Zeng et al. 2022, arXiv:2210.02414).
 
     Yields:
         Kind "embedding-gradient-spike", one a layer.
@@ -192,32 +186,6 @@ def _jump(one: Measured, step: int) -> float | None:
     return float(one.values[at]) / usual if usual > 0 and np.isfinite(one.values[at]) else None
 
 
-def _epsilon_bound(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
-    """Adam's updates bounded by its epsilon (Wortsman et al. 2023, arXiv:2309.14322, section 3.4).
-
-    Yields:
-        Kind "epsilon-bound-updates", one a layer.
-    """
-    for one in series.get("adam.epsilon_share", ()):
-        row = _first_lasting(one.values >= SHARE)
-        if row is not None:
-            evidence = f"{one.values[row]:.0%} of the entries have sqrt(v_hat) below eps."
-            yield Pathology("epsilon-bound-updates", one.layer, int(one.steps[row]), evidence, _EPSILON)
-
-
-def _precision_loss(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
-    """Weights that bfloat16 cannot hold.
-
-    Yields:
-        Kind "silent-precision-loss".
-    """
-    for one in series.get("precision.loss_change_bf16", ()):
-        row = _first_lasting(one.values > BFLOAT16_COST)
-        if row is not None:
-            evidence = f"cast to bfloat16 the replayed loss is {one.values[row]:.2g} nats higher."
-            yield Pathology("silent-precision-loss", one.layer, int(one.steps[row]), evidence, _BFLOAT16)
-
-
 def _first_overflow(series: dict[str, list[Measured]], *, trains_float16: bool) -> Iterator[Pathology]:
     """Where the range of a reduced precision ends: the first layer, in forward order, at the first such checkpoint.
 
@@ -233,7 +201,9 @@ def _first_overflow(series: dict[str, list[Measured]], *, trains_float16: bool) 
             continue
         first = min(wrong, key=lambda one: (int(one.steps[one.values > 0][0]), one.depth))
         row = int(np.flatnonzero(first.values > 0)[0])
-        evidence = f"{first.values[row]:.2%} of what it gives out leaves the range of {name}; no layer before it does."
+        evidence = (
+            f"{first.values[row]:.2%} of its outputs leave the range of {name}, none observed before does."
+        )
         yield Pathology(f"{name}-overflow", first.layer, int(first.steps[row]), evidence, _OVERFLOW)
 
 
@@ -255,6 +225,7 @@ def _first_nonfinite(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
     ]
     if origin:
         first = min(origin, key=lambda one: one.depth)
-        evidence = "the weights are finite, what this layer gives out is not; no layer before it does that."
-        action = "Look at its input of that batch; clip the gradient, and go back to the checkpoint before."
-        yield Pathology("nonfinite-origin", first.layer, step, evidence, action)
+        evidence = (
+            "the weights are finite, what this layer gives out is not; none observed before it does that."
+        )
+        yield Pathology("nonfinite-origin", first.layer, step, evidence, _ORIGIN)

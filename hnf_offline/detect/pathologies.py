@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from hnf_offline.detect.degradation import degradations
+from hnf_offline.detect.degradation import CALM_ATTENTION, degradations
 from hnf_offline.detect.log_events import Written, log_pathologies
 from hnf_offline.detect.measured import Measured, measured, one
 from hnf_offline.findings import Pathology, Spike
@@ -22,7 +22,6 @@ DECADES = 3.0  # gradient norms of the first and the last block this far apart
 BLOCKS = 4
 
 _GO_BACK = "Go back to the last healthy checkpoint, with a lower learning rate or without that batch."
-_ATTENTION = "Normalise queries and keys (QK-norm) or lower the learning rate of their projections."
 
 
 def pathologies(
@@ -102,7 +101,7 @@ def _entropy_collapse(profile: pl.DataFrame) -> Iterator[Pathology]:
             fall = f"from {highest[row]:.3g} to {series.values[row]:.3g} nats."
             evidence = f"mean entropy of the worst head fell {fall}"
             yield Pathology(
-                "attention-entropy-collapse", series.layer, int(series.steps[row]), evidence, _ATTENTION
+                "attention-entropy-collapse", series.layer, int(series.steps[row]), evidence, CALM_ATTENTION
             )
 
 
@@ -117,7 +116,7 @@ def _logit_growth(profile: pl.DataFrame) -> Iterator[Pathology]:
             evidence = f"largest logit grew from {series.values[0]:.3g} at step {series.steps[0]} to "
             evidence += f"{series.values[row]:.3g}; runs above 1e4 diverged in the published study."
             yield Pathology(
-                "attention-logit-growth", series.layer, int(series.steps[row]), evidence, _ATTENTION
+                "attention-logit-growth", series.layer, int(series.steps[row]), evidence, CALM_ATTENTION
             )
 
 

@@ -53,7 +53,7 @@ class Foreseen:
         if subject.products.calibrated_at == subject.step:
             rows = sum(len(batch.tokens) for batch in subject.batches)
             together = min(CALIBRATION_ROWS, len(subject.batches[0].tokens))
-            calibration = CALIBRATION_AS_LAYERS * len(subject.layers) * together / rows
+            calibration = CALIBRATION_AS_LAYERS * layers * together / rows
         total = calibration + WHOLE_AS_LAYERS + layers
         return cls(subject.step, layers, calibration / total, WHOLE_AS_LAYERS / total)
 

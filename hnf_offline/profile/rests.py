@@ -1,7 +1,7 @@
 """What layers' eigenvalues that were found with differences of gradients rest on in the end.
 
-Differences are off by a few per mille at best: half a step times the third derivative, and rounding. Along a Ritz
-vector the first shows in nothing that differences themselves say. So at every accuracy that promises more, one exact
+Differences are off by half a step times the third derivative, and by rounding. Along a Ritz vector the first shows in
+nothing that differences themselves say. So at every accuracy that promises more, one exact
 product with the Ritz vector of the dominant end replaces its value by the exact Rayleigh quotient, with its true
 residual; what turns out otherwise than it was said is solved again with exact products.
 """

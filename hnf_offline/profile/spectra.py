@@ -43,7 +43,7 @@ from hnf_offline.run.model.loss import evaluate
 
 #: Least products for the whole model's spectra where layers follow and start from several of its eigenvectors.
 WHOLE_MINIMUM = 10
-#: The same where they start from the first one only, which then counts for its direction.
+#: The same where they start from the first one only.
 _FIRST_MINIMUM = 4
 #: Share of noise in a second vector that is made of what is known.
 _SECOND_NOISE = 0.2

@@ -69,7 +69,7 @@ def adam_lag_rms(gradient: Tensor, second_moment: Tensor, epsilon: Tensor) -> Te
     "adam.epsilon_share",
     unit="share",
     formula="share of entries with sqrt(v_hat_i) < eps among those with v_hat_i > 0",
-    reference="Wortsman et al. 2023, Small-scale proxies (arXiv 2309.14322), section 3.4",
+    reference="Wortsman et al. 2023, Small-scale proxies (arXiv 2309.14322)",
     tier="gradient",
     layers="every layer and the whole model; Adam only",
     bands=(0.5,),

@@ -114,7 +114,7 @@ def test_the_count_sees_what_only_a_graph_holds() -> None:
 def test_at_32_rows_the_peak_is_at_most_a_fifth_above_that_of_one_training_gradient(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # With six blocks it is .99 instead, in four times the time.
+    # Three blocks: to count every operation of six takes minutes more.
     module, tokens = decoder(blocks=3), structured_rows(32, 7, vocabulary=128, length=64)
     subject, _ = planned(trained(module, tokens), tokens, "standard")
 

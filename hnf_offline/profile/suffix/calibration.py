@@ -21,8 +21,7 @@ from hnf_offline.run.model.loss import evaluate
 #: Steps that are tried, as multiples of the usual one, where that one is not good.
 TRIED = (0.25, 0.0625, 4.0)
 #: The usual step under the step metric, as a share of that without: a vector there lies on the entries with the
-#: smallest gradients, along which the loss bends soonest. At the step of raw curvature S of the sample runs came out
-#: up to eight times too large; at this one within 1 %.
+#: smallest gradients, along which the loss bends soonest.
 SCALED_SHARE = 0.03
 #: The part of the work that its exact products are.
 _EXACT_PART = 0.7
