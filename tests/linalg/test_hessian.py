@@ -104,3 +104,19 @@ def test_a_graph_that_is_not_kept_is_built_once_for_all_products_of_a_round():
     vectors = [torch.ones(6, dtype=torch.float64), torch.ones(12, dtype=torch.float64)]
     block_products(graph, blocks, vectors)
     assert len(evaluated) == 1
+
+
+def test_a_graph_that_was_let_go_is_built_again_at_every_round():
+    parameters, loss, exact = small_problem()
+    built = []
+
+    def counted():
+        built.append(1)
+        return loss(slice(0, 10))()
+
+    graph = HessianGraph([counted], [1.0], parameters)
+    block = graph.block([Part("a", (3, 4)), Part("b", (2, 3))])
+    vector = torch.ones(18, dtype=torch.float64)
+    assert torch.allclose(block(vector), exact @ vector) and graph.kept and len(built) == 1
+    graph.release()
+    assert torch.allclose(block(vector), exact @ vector) and not graph.kept and len(built) == 2

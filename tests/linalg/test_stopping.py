@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -40,3 +41,14 @@ def test_a_stricter_rule_spends_more_and_leaves_less(seed: int) -> None:
         assert less.products <= more.products
         assert more.largest.residual <= less.largest.residual
     assert found[0].products < found[-1].products
+
+
+def test_the_dominant_end_comes_with_its_own_vector() -> None:
+    values = torch.cat([torch.linspace(-0.5, 0.5, 50), torch.tensor([-3.0, 1.0])]).double()
+    found = lanczos_extremes(Diagonal(values), start(52, 0), rule=STANDARD)
+    end, vector = found.dominant
+    assert end.value == pytest.approx(-3.0, rel=0.01) and abs(float(vector[50])) > 0.99
+    upwards = lanczos_extremes(Diagonal(-values), start(52, 0), rule=STANDARD)
+    assert upwards.smallest_vector is None and upwards.dominant[0] is upwards.largest
+    one_end = lanczos_extremes(Diagonal(values), start(52, 0), rule=replace(STANDARD, ends="largest"))
+    assert one_end.dominant[0] is one_end.largest, "the other end was not looked for"

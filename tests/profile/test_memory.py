@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hnf_offline.profile.memory import (
+    DOUBLE_BACKWARD,
     LAYER_VECTORS,
     VECTORS_OF_ALL_LAYERS,
+    copies_together,
     free_bytes,
     plan_memory,
     saved_bytes,
@@ -65,6 +67,14 @@ def test_graphs_of_a_small_batch_are_kept_since_they_go_together_anyway() -> Non
     assert (plan.rows, plan.keep_graphs) == (16, True)
     large = plan_memory(MiB, 1, 500 * MiB, 64 << 30)  # one row: building its graph anew would save nothing
     assert (large.rows, large.keep_graphs) == (1, True)
+
+
+def test_layers_side_by_side_may_be_the_peak() -> None:
+    # Graphs that fit into what is free in any case, and eight copies of nearly all rows: the copies are more.
+    plan = plan_memory(MiB // 2, 16, 1000, 64 << 30)
+    graphs = plan.rows * DOUBLE_BACKWARD * MiB // 2
+    copies = copies_together(MiB // 2, plan.rows, 16) * plan.rows * MiB // 2
+    assert copies > graphs and copies <= plan.peak_bytes <= 1.01 * copies
 
 
 def test_what_training_saves_is_no_more_than_what_the_math_kernel_saves() -> None:

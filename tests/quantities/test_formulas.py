@@ -24,6 +24,7 @@ from hnf_offline.quantities.hessian import (
 from hnf_offline.quantities.logits import log_z, smallest_target_probability
 from hnf_offline.quantities.norms import norm_inverse_sigma
 from hnf_offline.quantities.optimizer import (
+    adam_epsilon_share,
     adam_lag_rms,
     adam_step_metric,
     headroom,
@@ -203,6 +204,13 @@ def test_the_lag_is_one_where_the_second_moment_is_the_squared_gradient() -> Non
     assert adam_lag_rms(torch.full((1,), 1e-3), torch.zeros(1), torch.full((1,), 1e-3)).item() == (
         pytest.approx(1.0)
     )
+
+
+def test_epsilon_bounds_the_entries_that_were_felt_less_than_it() -> None:
+    second_moment = torch.tensor([0.0, 0.0, 1e-20, 1e-20, 1.0])  # two were never felt
+    assert adam_epsilon_share(second_moment, torch.full((5,), 1e-8)).item() == pytest.approx(2 / 3)
+    assert adam_epsilon_share(second_moment, torch.full((5,), 1e-12)).item() == 0.0
+    assert adam_epsilon_share(torch.zeros(3), torch.full((3,), 1e-8)).item() == 0.0
 
 
 @given(ratio=st.floats(1e-3, 1e3), rate=st.floats(1e-6, 1.0))

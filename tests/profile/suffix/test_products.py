@@ -151,6 +151,30 @@ def test_a_pass_that_starts_again_gives_the_same_loss() -> None:
     assert float(restart.loss_with(0, {})) != pytest.approx(whole, rel=1e-3)
 
 
+class Skipping(nn.Module):
+    """Blocks whose last one also sees what the first one gave, as U-shaped decoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+        self.head = nn.Linear(8, VOCABULARY)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        first = self.blocks[0](self.embed(input_ids))
+        return self.head(self.blocks[2](self.blocks[1](first)) + first)  # type: ignore[no-any-return]
+
+
+def test_fewer_copies_take_their_part_of_what_was_repeated_before() -> None:
+    torch.manual_seed(0)
+    module = Skipping()
+    whole = float(evaluate(module, TOKENS, None).loss)
+    restart = Restart(module, order_of(module), MicroBatch(TOKENS, None, 1.0))
+    for copies in (3, 1, 2, 4, 2):
+        outputs = [restart.block_output(2, {})] * copies
+        assert float(restart.loss_behind(2, outputs)) == pytest.approx(copies * whole, rel=1e-5), copies
+
+
 def test_calibration_finds_blocks_that_cannot_be_skipped() -> None:
     module = decoder("pre").float()
     order = order_of(module)
