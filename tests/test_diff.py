@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 
 from hnf_offline.comparison import Comparison
 from hnf_offline.diff import compare
+from hnf_offline.diff.series import OF_THE_MEASUREMENT, profiled
 from hnf_offline.findings import Findings
+from hnf_offline.quantities import catalogue
 from hnf_offline.run.records import Batches, Log, Run
 from hnf_offline.table import Row, table
 
@@ -312,3 +314,22 @@ def test_units_do_not_matter_and_order_only_swaps_names(scale: float, seed: int)
     assert plain.step == scaled.step == swapped.step
     assert math.isclose(plain.threshold, scaled.threshold, rel_tol=1e-6)
     assert math.isclose(plain.threshold, swapped.threshold)
+
+
+def test_how_well_something_was_measured_is_no_difference_of_the_runs() -> None:
+    def profile(error: float, curvature: float) -> pl.DataFrame:
+        return table(
+            Row(step, "h.0", "linear", 0, quantity, value, batch=batch)
+            for step in range(10, 120, 10)
+            for quantity, value, batch in (
+                ("hessian.product_error", error, "suffix differences"),
+                ("hessian.lambda_max", curvature, "replay"),
+            )
+        )
+
+    told = {quantity for quantity, _, _ in profiled(profile(0.002, 3.0), profile(0.0007, 5.0))}
+    assert told == {"hessian.lambda_max"}
+    named = {
+        entry for entry in catalogue() if entry.endswith(("error", "left_out")) and "output" not in entry
+    }
+    assert named == set(OF_THE_MEASUREMENT), "a new one belongs there too"
