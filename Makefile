@@ -42,7 +42,7 @@ test: install  ## run the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not libraries" -n 2
 
 test-slow: install  ## run the tests that take minutes
-	OMP_NUM_THREADS=2 $(BIN)/pytest -m "slow and not libraries"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not libraries" -n 2 --durations 10
 
 # Trainers and loggers take a minute to install, so only who tests against them does.
 test-libraries: $(LIBRARIES)  ## run the tests that make runs with other libraries (installs them)
