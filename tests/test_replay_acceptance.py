@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hnf_offline.rerun.zoom import zoom
 from hnf_offline.retraining import Arm
 from hnf_offline.run import open_run
 from hnf_offline.run.records import Run
+from sample_runs import make
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -198,16 +200,27 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_leads_found_through_zoom_do_not_depend_on_how_many_checkpoints_there_are(tmp_path: Path) -> None:
+def test_leads_found_through_zoom_do_not_depend_on_how_many_checkpoints_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trained here and in float64: where S is past 1 the rounding of float32 grows until no run can be given again over
+    # five gaps between checkpoints, and then no lead could be told.
+    monkeypatch.setitem(make.RUNS, "begin", replace(make.RUNS["spiky"], steps=150, first=12, last=144))
+    torch.set_default_dtype(torch.float64)
+    try:
+        make.make("begin", tmp_path / "dense")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    settings = replace(SETTINGS, dtype="float64")
     leads = {}
-    for name, run in (("dense", open_run(SPIKY)), ("thinned", thinned(SPIKY, tmp_path / "run", 5))):
-        found = analyse(run, SETTINGS, tmp_path / name, rule="robust", zoom=True).findings
-        words = {zoomed["word"] for zoomed in found.zooms}
-        assert words <= {"exact", "close"}
-        if words != {"exact"}:
-            pytest.skip("this processor rounds otherwise than the one that trained the sample run")
-        leads[name] = [story.lead for story in found.stories]
+    for name, run in (
+        ("dense", open_run(tmp_path / "dense")),
+        ("thinned", thinned(tmp_path / "dense", tmp_path / "thinned", 5)),
+    ):
+        found = analyse(run, settings, tmp_path / f"report of {name}", rule="robust", zoom=True).findings
+        assert found.zooms and {zoomed["word"] for zoomed in found.zooms} == {"exact"}
         assert {story.resolution for story in found.stories} == {1}
-    assert len(leads["dense"]) == 5
+        leads[name] = [story.lead for story in found.stories]
+    assert leads["dense"], "the run spikes"
     for dense, thin in zip(leads["dense"], leads["thinned"], strict=True):
         assert dense is not None and thin is not None and abs(dense - thin) <= 2
