@@ -1,0 +1,1 @@
+"""The prediction study: does curvature announce loss spikes, where, and against which chance?"""

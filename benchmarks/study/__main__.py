@@ -1,0 +1,94 @@
+"""Train, profile and score the families of the prediction study: `python -m benchmarks.study`.
+
+Runs, profiles and whatever else takes long stay in the cache and are never made twice; scores are always taken anew
+from the public pipeline. Even seeds tune, odd seeds test; `--seeds fresh` draws the set of the final tables, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.study import page
+from benchmarks.study.analysis import trained_only
+from benchmarks.study.case import FRESH, Case
+from benchmarks.study.families import FAMILIES
+from benchmarks.study.workers import all_analysed, one_thread
+
+#: Short runs of four kinds: one that blows up, one that diverges, one of a raised rate, one of bad batches.
+SMOKE = ("D-lr0.15-seed0", "I-lr0.03-b0.999-seed0", "F-x20-none-seed0", "G-labels-seed0")
+
+
+def wanted_seeds(spelled: str, family: str) -> tuple[int, ...]:
+    """Read which seeds of a family are asked for.
+
+    Args:
+        spelled: "tune", "test", "both", "fresh", or numbers such as "0,2".
+        family: letter.
+
+    Returns:
+        Seeds, ascending.
+    """
+    known = FAMILIES[family].seeds
+    sets = {
+        "both": known,
+        "tune": tuple(seed for seed in known if seed % 2 == 0),
+        "test": tuple(seed for seed in known if seed % 2 == 1),
+        "fresh": FAMILIES[family].fresh(),
+    }
+    return sets[spelled] if spelled in sets else tuple(sorted({int(seed) for seed in spelled.split(",")}))
+
+
+def cases(families: str, seeds: str) -> list[Case]:
+    """List the runs asked for, the longest families first, so that no worker is left with one at the end.
+
+    Returns:
+        The runs.
+    """
+    found = [
+        case
+        for letter in families
+        for seed in wanted_seeds(seeds, letter)
+        for case in FAMILIES[letter].cases(seed)
+    ]
+    return sorted(found, key=lambda case: -case.steps * case.model.n_layer)
+
+
+def main() -> None:
+    """Run what was asked for and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--families", default="".join(FAMILIES), help="letters, such as AD")
+    parser.add_argument(
+        "--seeds", default="both", help=f"tune, test, both, fresh ({FRESH} and up), or numbers"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--cache", type=Path, default=Path("reports/study-cache"), help="runs and profiles")
+    parser.add_argument("--out", type=Path, default=Path("reports/study"), help="where the page goes")
+    parser.add_argument("--smoke", action="store_true", help="four short runs: whether it works at all")
+    parser.add_argument(
+        "--train-only", action="store_true", help="train and tell the spikes; profile nothing"
+    )
+    chosen = parser.parse_args()
+    unknown = set(chosen.families) - set(FAMILIES)
+    if unknown:
+        parser.error(f"no family {', '.join(sorted(unknown))}; there are {', '.join(FAMILIES)}")
+    found = (
+        [case for letter in FAMILIES for case in FAMILIES[letter].cases(0) if case.name in SMOKE]
+        if chosen.smoke
+        else cases(chosen.families, chosen.seeds)
+    )
+    if chosen.train_only:
+        one_thread()
+        for case in found:
+            print(trained_only(case, chosen.cache), flush=True)
+        return
+    began = time.monotonic()
+    runs = sorted(all_analysed(found, chosen.cache, chosen.jobs), key=lambda run: run.case.name)
+    written = page.write(runs, chosen.out, command=" ".join(sys.argv[1:]), seconds=time.monotonic() - began)
+    print(written)
+
+
+if __name__ == "__main__":
+    main()

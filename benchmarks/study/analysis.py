@@ -1,0 +1,173 @@
+"""What `hnf report` finds in a run, kept as the tables that are scored: through the public pipeline alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.study.case import Case
+from benchmarks.study.training import train
+from hnf_offline.detect.spikes import find_spikes
+from hnf_offline.pipeline import analyse
+from hnf_offline.profile.settings import ProfileSettings
+from hnf_offline.relate.relations import scored_onsets
+from hnf_offline.relate.rules import rules, scored_range
+from hnf_offline.relate.series import column, last_at_or_before, points
+from hnf_offline.run import open_run
+
+SETTINGS = ProfileSettings(tier="stability", device="cpu")
+#: Layer quantities that speak for the whole model by their largest value.
+LARGEST = {
+    "attention logit": "attention.logit_max",
+    "update ratio": "update.ratio",
+    "weight norm": "weight.norm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """One run, ready to be scored.
+
+    Attributes:
+        case: which run.
+        first: first step that is scored.
+        last: last step that is scored: the onset of a failure for good, where there is one.
+        onsets: of its spikes and divergences.
+        failed: whether its loss diverged or stopped being finite.
+        gap: steps between checkpoints.
+        alarms: by rule, the steps at which its episodes start.
+        at: by rule, the steps at which it could have spoken; empty where it speaks every `resolution` steps.
+        resolution: by rule, the grid on which it speaks.
+        baseline: by rule, whether it is a rival of curvature.
+        scores: steps and one column a score, at checkpoints; higher is said to be riskier.
+        log: steps, loss and gradient norm.
+        seconds: what training and measuring took now; less where it was kept from before.
+    """
+
+    case: Case
+    first: int
+    last: int
+    onsets: tuple[int, ...]
+    failed: bool
+    gap: int
+    alarms: dict[str, list[int]]
+    at: dict[str, list[int]]
+    resolution: dict[str, int]
+    baseline: dict[str, bool]
+    scores: pl.DataFrame
+    log: pl.DataFrame
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Steps that are scored."""
+        return self.last - self.first + 1
+
+
+def analysed(case: Case, cache: Path) -> Analysed:
+    """Train, profile and read one run; what was trained and profiled before is taken from the cache.
+
+    Returns:
+        The run's tables.
+    """
+    began = time.monotonic()
+    folder = cache / "runs" / case.name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        train(case, folder)
+    out = cache / "profiles" / case.name
+    out.mkdir(parents=True, exist_ok=True)
+    analysis = analyse(open_run(folder), SETTINGS, out, rule="robust")
+    assert analysis.log is not None
+    found, profile, log = analysis.findings, analysis.profile, analysis.log
+    first, last = scored_range(profile, log, case.every)
+    failures = [spike.onset for spike in found.spikes if spike.kind in {"divergence", "nonfinite"}]
+    applied = [one for one in rules(profile, log, found.spikes, found.alarms, case.every) if one.layer == ""]
+    return Analysed(
+        case=case,
+        first=first,
+        last=min([last, *failures]),
+        onsets=tuple(scored_onsets(found.spikes)),
+        failed=bool(failures),
+        gap=case.every,
+        alarms={one.name: one.alarms.tolist() for one in applied},
+        at={one.name: one.at.tolist() if one.testable else [] for one in applied},
+        resolution={one.name: one.resolution for one in applied},
+        baseline={one.name: one.baseline for one in applied},
+        scores=_scores(profile, log, scored_onsets(found.spikes), applied),
+        log=log.select(name for name in ("step", "loss", "grad_norm") if name in log.columns),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _scores(profile: pl.DataFrame, log: pl.DataFrame, onsets: list[int], applied: list[Any]) -> pl.DataFrame:
+    """Every score at every checkpoint, as far as it was known there.
+
+    Returns:
+        Columns step, then one a score; null where a score is not known.
+    """
+    steps, ratio = points(profile, "hessian.stability_ratio")
+    columns: dict[str, list[float | None]] = {"S": _spelled(ratio)}
+
+    def at_checkpoints(known_at: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> list[float | None]:
+        order = np.argsort(known_at, kind="stable")
+        found = (last_at_or_before(known_at[order], values[order], step) for step in steps.tolist())
+        return [None if one is None else one[1] for one in found]
+
+    own = {
+        "S projected 12 steps": "S projected > 1",
+        "RMS_t": "RMS_t > 2.3",
+        "curvature along the gradient": "gradient direction > 0.8",
+        "gradient norm z": "gradient norm z > 2",
+        "loss slope t": "loss slope t > 3",
+        "loss spread z": "loss spread z > 3",
+    }
+    by_name = {one.name: one for one in applied}
+    for name, rule in own.items():
+        if rule in by_name:
+            columns[name] = at_checkpoints(by_name[rule].at, by_name[rule].values)
+    critical = points(profile, "update.critical_multiple")
+    if critical[0].size:
+        columns["1 / critical step size"] = at_checkpoints(critical[0], 1 / critical[1])
+    for name, quantity in LARGEST.items():
+        rows = profile.filter((pl.col("quantity") == quantity) & pl.col("value").is_finite())
+        largest = rows.group_by("step").agg(pl.col("value").max()).sort("step")
+        if largest.height:
+            columns[name] = at_checkpoints(largest["step"].to_numpy(), largest["value"].to_numpy())
+    for name, logged in (("log gradient norm", "grad_norm"), ("log loss", "loss")):
+        known_at, values = column(log, logged)
+        if known_at.size:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                columns[name] = at_checkpoints(known_at, np.log(values))
+    columns["step index"] = [float(step) for step in steps]
+    since = [max((onset for onset in onsets if onset <= step), default=None) for step in steps.tolist()]
+    columns["time since the last spike"] = [
+        float(step - (steps[0] if onset is None else onset)) for step, onset in zip(steps, since, strict=True)
+    ]
+    return pl.DataFrame({"step": steps, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
+
+
+def _spelled(values: np.ndarray[Any, Any]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def trained_only(case: Case, cache: Path) -> str:
+    """Train a run and tell how it ended, without profiling it.
+
+    Returns:
+        One line.
+    """
+    folder = cache / "runs" / case.name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        train(case, folder)
+    log = open_run(folder).log
+    assert log is not None
+    spikes = [{"onset": spike.onset, "kind": spike.kind} for spike in find_spikes(log.rows)]
+    return json.dumps({"run": case.name, "steps": log.rows.height, "spikes": spikes})

@@ -1,0 +1,272 @@
+"""The study's page: Markdown tables, a sheet of thumbnails a family, and what was scored as Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.study.analysis import Analysed
+from benchmarks.study.families import FAMILIES
+from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Interval, Pooled, area, pooled
+from benchmarks.study.thumbnails import sheet
+from hnf_offline.relate.relations import PRIMARY
+
+WINDOW = 80
+_PACKAGES = ("hnf_offline", "torch", "numpy", "polars", "scipy", "scikit-learn")
+
+
+def write(runs: Sequence[Analysed], out: Path, *, command: str, seconds: float) -> Path:
+    """Write the page, its pictures and its tables.
+
+    Returns:
+        The page's path.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    spikes, episodes = events(runs)
+    spikes.write_parquet(out / "spikes.parquet")
+    episodes.write_parquet(out / "episodes.parquet")
+    described = [{**asdict(run.case), "split": run.case.split, "onsets": list(run.onsets)} for run in runs]
+    made = {
+        "command": f"python -m benchmarks.study {command}".strip(),
+        "seconds": round(seconds),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+    }
+    (out / "study.json").write_text(json.dumps({"made": made, "runs": described}, indent=1), encoding="utf-8")
+    by_family = {
+        letter: [run for run in runs if run.case.family == letter]
+        for letter in FAMILIES
+        if any(run.case.family == letter for run in runs)
+    }
+    for letter, members in by_family.items():
+        sheet(members, out / f"family-{letter}.png")
+    text = "\n\n".join(_text(by_family, made)) + "\n"
+    page = out / "README.md"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def events(runs: Sequence[Analysed]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Tell every spike and every alarm episode, for whoever wants to score them again.
+
+    Returns:
+        (run, family, split, first, last, onset), and (run, rule, baseline, step).
+    """
+    spikes = [
+        (run.case.name, run.case.family, run.case.split, run.first, run.last, onset)
+        for run in runs
+        for onset in (run.onsets or (None,))
+    ]
+    episodes = [
+        (run.case.name, rule, run.baseline[rule], step)
+        for run in runs
+        for rule, steps in run.alarms.items()
+        for step in steps
+    ]
+    return (
+        pl.DataFrame(
+            spikes,
+            schema={
+                "run": pl.String,
+                "family": pl.String,
+                "split": pl.String,
+                "first": pl.Int64,
+                "last": pl.Int64,
+                "onset": pl.Int64,
+            },
+            orient="row",
+        ),
+        pl.DataFrame(
+            episodes,
+            schema={"run": pl.String, "rule": pl.String, "baseline": pl.Boolean, "step": pl.Int64},
+            orient="row",
+        ),
+    )
+
+
+def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterable[str]:
+    every = [run for members in by_family.values() for run in members]
+    yield "# Does curvature announce loss spikes?"
+    yield headline(by_family)
+    splits = sorted({run.case.split for run in every})
+    yield (
+        f"{len(every)} runs ({', '.join(splits)} seeds), {sum(len(run.onsets) for run in every)} onsets, "
+        f"{sum(run.failed for run in every)} runs that failed for good. `{made['command']}`, "
+        f"{made['seconds'] / 60:.0f} min on {made['machine']}. A lead counts from 1 step to the window; the 40 steps "
+        "after an onset are not scored, nor is what follows the onset of a failure for good; chance places as many episodes at random in each run. Brackets hold 95 % "
+        "bootstrap intervals over runs, left out below three runs."
+    )
+    yield "## Experiment 1: alarms"
+    for letter, members in by_family.items():
+        yield f"### {letter}. {FAMILIES[letter].title}"
+        yield f"Expected beforehand: {FAMILIES[letter].expected}."
+        yield _runs(members)
+        yield from (_alarms(members, window) for window in WINDOWS)
+        yield f"![runs of family {letter}](family-{letter}.png)"
+    yield "### All families"
+    yield from (_alarms(every, window) for window in WINDOWS)
+    yield "## Experiment 2: scores"
+    for letter, members in by_family.items():
+        table = _areas(members)
+        if table:
+            yield f"### {letter}. {FAMILIES[letter].title}"
+            yield table
+
+
+def headline(by_family: dict[str, list[Analysed]]) -> str:
+    """Say in one paragraph where the stability alarm announces spikes and where not, failures as plainly.
+
+    An alarm is said to announce where the lower ends of its recall's and its precision's intervals lie above chance.
+
+    Returns:
+        Sentences.
+    """
+    holds, fails, mute, silent = [], [], [], []
+    for letter, members in by_family.items():
+        found = pooled(members, PRIMARY, WINDOW)
+        name = FAMILIES[letter].title
+        if found is None:
+            continue
+        if not found.spikes:
+            silent.append(f"{name} ({_rate(found.false_alarms_per_1000)} false alarms per 1000 steps)")
+            continue
+        if not found.alarms:
+            mute.append(f"{name} ({found.spikes} spikes)")
+            continue
+        told = (
+            f"{name} (recall {_figure(found.recall)}, chance {_decimal(found.chance_recall)}; precision "
+            f"{_figure(found.precision)}, chance {_decimal(found.chance_precision)})"
+        )
+        (holds if announces_more_than_chance(found) else fails).append(told)
+    sentences = []
+    if holds:
+        sentences.append(f"The stability alarm announces spikes better than chance in: {'; '.join(holds)}.")
+    if fails:
+        sentences.append(f"It does not, or not surely, in: {'; '.join(fails)}.")
+    if mute:
+        sentences.append(f"It never spoke in: {'; '.join(mute)}.")
+    if silent:
+        sentences.append(f"Without any spike, to see how often it cries wolf: {'; '.join(silent)}.")
+    return " ".join(sentences)
+
+
+def announces_more_than_chance(found: Pooled) -> bool:
+    """Whether both shares are above chance by more than their intervals.
+
+    Returns:
+        False also where there is no interval.
+    """
+    pairs = ((found.recall, found.chance_recall), (found.precision, found.chance_precision))
+    return all(one.low is not None and chance is not None and one.low > chance for one, chance in pairs)
+
+
+def _runs(members: Sequence[Analysed]) -> str:
+    onsets = [len(run.onsets) for run in members]
+    return (
+        f"Runs: {len(members)}, with {sum(onsets)} onsets ({min(onsets)} to {max(onsets)} a run), "
+        f"{sum(run.failed for run in members)} failed for good; checkpoints every "
+        f"{', '.join(str(gap) for gap in sorted({run.gap for run in members}))} steps."
+    )
+
+
+def _alarms(members: Sequence[Analysed], window: int) -> str:
+    names = list(dict.fromkeys(name for run in members for name in run.alarms))
+    scored = [one for one in (pooled(members, name, window) for name in names) if one is not None]
+    rows = [
+        [
+            f"{one.rule}{' *' if one.baseline else ''}",
+            str(one.runs),
+            str(one.alarms),
+            _figure(one.recall),
+            _decimal(one.chance_recall),
+            _figure(one.early_recall),
+            _figure(one.precision),
+            _decimal(one.chance_precision),
+            _leads(one),
+            _rate(one.false_alarms_per_1000),
+            f"{one.time_in_warning:.2f}",
+        ]
+        for one in sorted(scored, key=lambda one: one.baseline)
+        if one.alarms
+    ]
+    spikes = max((one.spikes for one in scored), default=0)
+    quiet = [one.rule for one in scored if not one.alarms]
+    said = f"Leads of 1 to {window} steps; spikes scored: {spikes}; * a rival of curvature:"
+    after = f"\n\nNever spoke: {', '.join(quiet)}." if quiet else ""
+    head = [
+        "rule",
+        "runs",
+        "alarms",
+        "recall",
+        "chance",
+        "10 steps before",
+        "precision",
+        "chance",
+        "lead",
+        "false per 1000",
+        "in warning",
+    ]
+    return f"{said}\n\n{_table(head, rows)}{after}"
+
+
+def _areas(members: Sequence[Analysed]) -> str:
+    names = list(dict.fromkeys(name for run in members for name in run.scores.columns if name != "step"))
+    found: dict[str, dict[int, Area]] = {}
+    for name in names:
+        areas = {horizon: area(members, name, horizon) for horizon in HORIZONS}
+        known = {horizon: one for horizon, one in areas.items() if one is not None}
+        if known:
+            found[name] = known
+    if not found:
+        return ""
+    head = ["score"]
+    for horizon in HORIZONS:
+        base = next((one[horizon].base_rate for one in found.values() if horizon in one), None)
+        head += [f"AUROC({horizon})", f"AUPRC({horizon}), chance {_decimal(base)}"]
+    rows = []
+    for name, known in found.items():
+        row = [name]
+        for horizon in HORIZONS:
+            one = known.get(horizon)
+            row += ["", ""] if one is None else [_figure(one.auroc), _figure(one.auprc)]
+        rows.append(row)
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figure(one: Interval) -> str:
+    if one.value is None:
+        return "-"
+    return f"{one.value:.2f}" + ("" if one.low is None else f" [{one.low:.2f}, {one.high:.2f}]")
+
+
+def _rate(one: Interval) -> str:
+    if one.value is None:
+        return "-"
+    return f"{one.value:.1f}" + ("" if one.low is None else f" [{one.low:.1f}, {one.high:.1f}]")
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _leads(one: Pooled) -> str:
+    if not one.leads:
+        return "-"
+    low, middle, high = np.quantile(one.leads, [0.25, 0.5, 0.75])
+    return f"{middle:.0f} ({low:.0f} to {high:.0f}), grid {one.resolution}"
