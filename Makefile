@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 SPIKY := sample_runs/spiky
 STEADY := sample_runs/steady
 
-.PHONY: help install report test test-slow test-libraries benchmark-curvature lint format sample-runs clean
+.PHONY: help install report test test-slow test-libraries benchmark-curvature benchmark-study lint format sample-runs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -56,6 +56,10 @@ $(LIBRARIES): $(STAMP)
 CACHE ?= reports/curvature-benchmark
 benchmark-curvature: $(BENCHMARKS)  ## measure curvature beside published tools, into docs/curvature.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.curvature --write --cache $(CACHE)
+
+# Hours: what was trained and profiled stays in reports/study-cache, so it goes on where it was stopped.
+benchmark-study: install  ## train, profile and score the prediction study, into reports/study
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study
 
 $(BENCHMARKS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,benchmarks]'

@@ -104,8 +104,8 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
         f"{len(every)} runs ({', '.join(splits)} seeds), {sum(len(run.onsets) for run in every)} onsets, "
         f"{sum(run.failed for run in every)} runs that failed for good. `{made['command']}`, "
         f"{made['seconds'] / 60:.0f} min on {made['machine']}. A lead counts from 1 step to the window; the 40 steps "
-        "after an onset are not scored, nor is what follows the onset of a failure for good; chance places as many episodes at random in each run. Brackets hold 95 % "
-        "bootstrap intervals over runs, left out below three runs."
+        "after an onset are not scored, nor is what follows the onset of a failure for good; chance places as many "
+        "episodes at random in each run. Brackets hold 95 % bootstrap intervals over runs, left out below three runs."
     )
     yield "## Experiment 1: alarms"
     for letter, members in by_family.items():

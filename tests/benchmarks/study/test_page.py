@@ -1,0 +1,91 @@
+"""The study's page says what its numbers say, and can be made with one command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from benchmarks.study.page import announces_more_than_chance, events, headline, write
+from benchmarks.study.scoring import pooled
+from tests.benchmarks.study.planted import run
+
+ROOT = Path(__file__).resolve().parents[3]
+RULE = "stability alarm"
+
+
+def announcing(seed: int):
+    return run([300, 500, 700], [276, 476, 684], seed=seed)
+
+
+def useless(seed: int):
+    return run(
+        [300, 500, 700], [100 + 8 * ((seed * 7 + k * 37) % 100) for k in range(3)], seed=seed, family="B"
+    )
+
+
+def test_the_first_paragraph_tells_what_fails_as_plainly_as_what_holds():
+    told = headline({
+        "A": [announcing(seed) for seed in range(4)],
+        "B": [useless(seed) for seed in range(4)],
+        "C": [run([], [204], seed=seed, family="C") for seed in range(3)],
+        "G": [run([300], [], seed=seed, family="G") for seed in range(3)],
+    })
+    holds, fails, mute, silent = told.split(". ", 3) if told.count(". ") == 3 else pytest.fail(told)
+    assert "better than chance in: climb" in holds and "recall 1.00" in holds
+    assert "not surely, in: hover" in fails
+    assert "never spoke in: bad batches (3 spikes)" in mute
+    assert "no spikes" in silent and "1.2" in silent
+
+
+def test_better_than_chance_needs_both_shares_and_three_runs():
+    assert announces_more_than_chance(pooled([announcing(seed) for seed in range(4)], RULE, 80))
+    assert not announces_more_than_chance(pooled([announcing(0)], RULE, 80)), "one run has no interval"
+    crying = [run([300], list(range(100, 901, 8)), seed=seed) for seed in range(4)]
+    assert not announces_more_than_chance(pooled(crying, RULE, 80)), "who always warns announces by chance"
+
+
+def test_every_spike_and_episode_is_in_the_tables(tmp_path):
+    runs = [announcing(0), run([], [204], seed=1, family="C")]
+    page = write(runs, tmp_path / "out", command="--smoke", seconds=60)
+    text = page.read_text()
+    assert (
+        "![runs of family A](family-A.png)" in text
+        and (tmp_path / "out" / "family-C.png").stat().st_size > 1000
+    )
+    spikes, episodes = (
+        pl.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("spikes", "episodes")
+    )
+    assert spikes.equals(events(runs)[0]) and spikes.filter(pl.col("onset").is_null())["run"].to_list() == [
+        runs[1].case.name
+    ]
+    assert episodes.filter(pl.col("run") == runs[0].case.name)["step"].to_list() == [276, 476, 684]
+    told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert told["runs"][0]["onsets"] == [300, 500, 700] and told["made"]["command"].endswith("--smoke")
+    assert "torch" in told["made"]["versions"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_smoke_study_runs_from_its_command_and_is_not_made_twice(tmp_path):
+    def study() -> str:
+        command = [sys.executable, "-m", "benchmarks.study", "--smoke", "--jobs", "1"]
+        where = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+        return subprocess.run(command + where, cwd=ROOT, check=True, capture_output=True, text=True).stderr
+
+    first = study()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "4/4" in first and "### D. SGD with momentum" in text
+    assert "never spoke in: bad batches" in text, "a bad batch has no precursor"
+    marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    study()
+    assert marks == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert _numbers((tmp_path / "out" / "README.md").read_text()) == _numbers(text)
+
+
+def _numbers(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
