@@ -77,7 +77,7 @@ format: install  ## let ruff rewrite what it can
 sample-runs: install  ## train the two sample runs again
 	$(BIN)/python -m sample_runs.make
 
-clean:  ## remove .venv, caches and reports (the committed study stays)
+clean:  ## remove .venv, caches and reports (the study and its runs stay)
 	rm -rf $(VENV) $(STAMP) $(LIBRARIES) $(BENCHMARKS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme.png ! -name study -exec rm -rf {} +
+	find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme.png ! -name "study*" -exec rm -rf {} +
