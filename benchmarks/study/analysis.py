@@ -22,11 +22,12 @@ from hnf_offline.relate.series import column, last_at_or_before, points
 from hnf_offline.run import open_run
 
 SETTINGS = ProfileSettings(tier="stability", device="cpu")
-#: Layer quantities that speak for the whole model by their largest value.
+#: Quantities whose largest value, over layers where it is one of layers, speaks for the whole model.
 LARGEST = {
     "attention logit": "attention.logit_max",
-    "update ratio": "update.ratio",
-    "weight norm": "weight.norm",
+    "next update over weights": "gradient.next_update_ratio",
+    "residual stream": "residual.rms",
+    "log Z of the logits": "logits.log_z",
 }
 
 
