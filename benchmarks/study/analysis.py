@@ -29,6 +29,8 @@ LARGEST = {
     "residual stream": "residual.rms",
     "log Z of the logits": "logits.log_z",
 }
+#: Scores that need second derivatives or steps along the real update; all others are seen in one backward pass.
+CURVATURE = ("S", "S projected 12 steps", "curvature along the gradient", "1 / critical step size")
 
 
 @dataclass(frozen=True, slots=True)

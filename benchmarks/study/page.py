@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.study.analysis import Analysed
+from benchmarks.study.analysis import CURVATURE, Analysed
+from benchmarks.study.combination import added_by_curvature
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Interval, Pooled, area, pooled
 from benchmarks.study.thumbnails import sheet
@@ -122,6 +123,14 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
         if table:
             yield f"### {letter}. {FAMILIES[letter].title}"
             yield table
+    combined = _combined(by_family)
+    if combined:
+        yield "### What curvature adds"
+        yield (
+            "A logistic regression of all scores but the step index, fitted on the other families, ranks the "
+            f"checkpoints of the one left out ({', '.join(CURVATURE)} are curvature):"
+        )
+        yield combined
 
 
 def headline(by_family: dict[str, list[Analysed]]) -> str:
@@ -242,6 +251,23 @@ def _areas(members: Sequence[Analysed]) -> str:
             row += ["", ""] if one is None else [_figure(one.auroc), _figure(one.auprc)]
         rows.append(row)
     return _table(head, rows)
+
+
+def _combined(by_family: dict[str, list[Analysed]]) -> str:
+    rows = [
+        [
+            f"{one.family}. {FAMILIES[one.family].title}",
+            str(horizon),
+            str(one.checkpoints),
+            _figure(one.without),
+            _figure(one.with_curvature),
+            _figure(one.difference),
+        ]
+        for horizon in HORIZONS
+        for one in added_by_curvature(by_family, horizon)
+    ]
+    head = ["family left out", "horizon", "checkpoints", "without curvature", "with", "difference"]
+    return _table(head, rows) if rows else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

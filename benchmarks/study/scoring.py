@@ -214,6 +214,19 @@ def area(runs: Sequence[Analysed], name: str, horizon: int) -> Area | None:
     )
 
 
+def judged(run: Analysed, horizon: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say which checkpoints of a run are ranked, and which of them a spike follows within the horizon.
+
+    Returns:
+        Two flags a checkpoint.
+    """
+    steps = run.scores["step"].to_numpy()
+    starts = clusters(run.onsets, -(2**62), run.last)
+    number, aftershock = announces(steps, starts, horizon, 1, AFTERSHOCK)
+    soon = number >= 0
+    return ~aftershock & (steps <= run.last) & (soon | (steps <= run.last - horizon)), soon
+
+
 def _ranked(
     runs: Sequence[Analysed], name: str, horizon: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
@@ -221,13 +234,10 @@ def _ranked(
     for which, run in enumerate(runs):
         if name not in run.scores.columns:
             continue
-        steps = run.scores["step"].to_numpy()
-        known = run.scores[name].is_not_null().to_numpy()
-        starts = clusters(run.onsets, -(2**62), run.last)
-        number, aftershock = announces(steps, starts, horizon, 1, AFTERSHOCK)
-        keep = known & ~aftershock & (steps <= run.last) & ((number >= 0) | (steps <= run.last - horizon))
+        keep, soon = judged(run, horizon)
+        keep = keep & run.scores[name].is_not_null().to_numpy()
         values.append(np.nan_to_num(run.scores[name].to_numpy()[keep], nan=0.0))
-        positive.append(number[keep] >= 0)
+        positive.append(soon[keep])
         owner.append(np.full(int(keep.sum()), which))
     if not values:
         return np.empty(0), np.empty(0, bool), np.empty(0, np.int64)
