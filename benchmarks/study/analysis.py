@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import polars as pl
 
 from benchmarks.study.case import Case
 from benchmarks.study.training import train
+from hnf_offline.detect.alarms import all_alarms
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
@@ -29,6 +31,8 @@ LARGEST = {
     "residual stream": "residual.rms",
     "log Z of the logits": "logits.log_z",
 }
+#: Gaps between checkpoints that every run is read with as well, in steps.
+SPARSE = (16, 32, 64, 128, 256)
 #: Scores that need second derivatives or steps along the real update; all others are seen in one backward pass.
 CURVATURE = ("S", "S projected 12 steps", "curvature along the gradient", "1 / critical step size")
 
@@ -50,6 +54,7 @@ class Analysed:
         baseline: by rule, whether it is a rival of curvature.
         scores: steps and one column a score, at checkpoints; higher is said to be riskier.
         log: steps, loss and gradient norm.
+        sparser: the same run with fewer checkpoints.
         seconds: what training and measuring took now; less where it was kept from before.
     """
 
@@ -65,7 +70,8 @@ class Analysed:
     baseline: dict[str, bool]
     scores: pl.DataFrame
     log: pl.DataFrame
-    seconds: float
+    sparser: tuple[Analysed, ...] = ()
+    seconds: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -88,25 +94,59 @@ def analysed(case: Case, cache: Path) -> Analysed:
     out.mkdir(parents=True, exist_ok=True)
     analysis = analyse(open_run(folder), SETTINGS, out, rule="robust")
     assert analysis.log is not None
-    found, profile, log = analysis.findings, analysis.profile, analysis.log
+    return replace(
+        read(case, analysis.profile, analysis.log),
+        sparser=tuple(_sparser(case, analysis.profile, analysis.log)),
+        seconds=time.monotonic() - began,
+    )
+
+
+def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, offset: int = 0) -> Analysed:
+    """Apply what `hnf report` applies to a profile and a log, as if only every n-th checkpoint had been saved.
+
+    Args:
+        case: which run.
+        profile: the long table of all checkpoints.
+        log: the log's rows.
+        every: which checkpoints there are.
+        offset: number of the first of them.
+
+    Returns:
+        The run's tables; the range that is scored is that of all checkpoints.
+    """
     first, last = scored_range(profile, log, case.every)
-    failures = [spike.onset for spike in found.spikes if spike.kind in {"divergence", "nonfinite"}]
-    applied = [one for one in rules(profile, log, found.spikes, found.alarms, case.every) if one.layer == ""]
+    saved = profile["step"].unique().sort()
+    profile = profile.filter(pl.col("step").is_in(saved[offset::every].implode()))
+    spikes = find_spikes(log, rule="robust")
+    gap = case.every * every
+    failures = [spike.onset for spike in spikes if spike.kind in {"divergence", "nonfinite"}]
+    applied = [
+        one for one in rules(profile, log, spikes, all_alarms(profile, log, spikes), gap) if one.layer == ""
+    ]
     return Analysed(
         case=case,
         first=first,
         last=min([last, *failures]),
-        onsets=tuple(scored_onsets(found.spikes)),
+        onsets=tuple(scored_onsets(spikes)),
         failed=bool(failures),
-        gap=case.every,
+        gap=gap,
         alarms={one.name: one.alarms.tolist() for one in applied},
         at={one.name: one.at.tolist() if one.testable else [] for one in applied},
         resolution={one.name: one.resolution for one in applied},
         baseline={one.name: one.baseline for one in applied},
-        scores=_scores(profile, log, scored_onsets(found.spikes), applied),
+        scores=_scores(profile, log, scored_onsets(spikes), applied),
         log=log.select(name for name in ("step", "loss", "grad_norm") if name in log.columns),
-        seconds=time.monotonic() - began,
     )
+
+
+def _sparser(case: Case, profile: pl.DataFrame, log: pl.DataFrame) -> Iterator[Analysed]:
+    """The same run with ever fewer checkpoints, from two places each, as far as two are left."""
+    saved = profile["step"].n_unique()
+    for gap in SPARSE:
+        every = gap // case.every
+        for offset in (0, every // 2):
+            if every > 1 and len(range(offset, saved, every)) >= 2:
+                yield read(case, profile, log, every, offset)
 
 
 def _scores(profile: pl.DataFrame, log: pl.DataFrame, onsets: list[int], applied: list[Any]) -> pl.DataFrame:

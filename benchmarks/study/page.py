@@ -117,6 +117,12 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
         yield f"![runs of family {letter}](family-{letter}.png)"
     yield "### All families"
     yield from (_alarms(every, window) for window in WINDOWS)
+    yield "## With fewer checkpoints"
+    yield (
+        "All runs with spikes, read as if checkpoints had been saved less often, each gap from two places; the longest "
+        "lead that counts is 80 steps, or two gaps."
+    )
+    yield _sparse(every)
     yield "## Experiment 2: scores"
     for letter, members in by_family.items():
         table = _areas(members)
@@ -227,6 +233,29 @@ def _alarms(members: Sequence[Analysed], window: int) -> str:
         "in warning",
     ]
     return f"{said}\n\n{_table(head, rows)}{after}"
+
+
+def _sparse(members: Sequence[Analysed]) -> str:
+    rows = []
+    for gap in sorted({one.gap for run in members for one in (run, *run.sparser)}):
+        readings = [one for run in members if run.onsets for one in (run, *run.sparser) if one.gap == gap]
+        for rule in (PRIMARY, "S > 1", "forecast"):
+            for window in sorted({WINDOW, max(WINDOW, 2 * gap)}):
+                found = pooled(readings, rule, window)
+                if found is not None and found.alarms:
+                    rows.append([
+                        str(gap),
+                        rule,
+                        str(window),
+                        str(found.runs),
+                        _figure(found.recall),
+                        _decimal(found.chance_recall),
+                        _figure(found.precision),
+                        _decimal(found.chance_precision),
+                        _leads(found),
+                    ])
+    head = ["gap", "rule", "longest lead", "readings", "recall", "chance", "precision", "chance", "lead"]
+    return _table(head, rows)
 
 
 def _areas(members: Sequence[Analysed]) -> str:

@@ -26,7 +26,6 @@ def cases(seed: int) -> tuple[Case, ...]:
             steps=300,
             batch=8,
             first=52,
-            every=4,
         )
         for rate, beta2 in ((1.5e-2, 0.95), (2e-2, 0.999), (3e-2, 0.999))
     )

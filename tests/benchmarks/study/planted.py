@@ -40,5 +40,4 @@ def run(
         baseline={rule: False},
         scores=pl.DataFrame({"step": at, "S": score or [float(step) for step in at]}),
         log=pl.DataFrame({"step": list(range(1, last + 1)), "loss": [1.0] * last}),
-        seconds=0.0,
     )
