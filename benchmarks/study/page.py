@@ -216,7 +216,7 @@ def _alarms(members: Sequence[Analysed], window: int) -> str:
         if one.alarms
     ]
     spikes = max((one.spikes for one in scored), default=0)
-    quiet = [one.rule for one in scored if not one.alarms]
+    quiet = [one.rule for one in scored if not one.alarms and " of " not in one.rule]
     said = f"Leads of 1 to {window} steps; spikes scored: {spikes}; * a rival of curvature:"
     after = f"\n\nNever spoke: {', '.join(quiet)}." if quiet else ""
     head = [
@@ -254,7 +254,7 @@ def _sparse(members: Sequence[Analysed]) -> str:
                         _decimal(found.chance_precision),
                         _leads(found),
                     ])
-    head = ["gap", "rule", "longest lead", "readings", "recall", "chance", "precision", "chance", "lead"]
+    head = ["gap", "rule", "longest lead", "runs", "recall", "chance", "precision", "chance", "lead"]
     return _table(head, rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,18 @@ WINDOWS = (40, 80, 160)
 HORIZONS = (16, 40, 80)
 #: Shortest lead that leaves time to act (the condition-number profiler's criterion).
 EARLY = 10
+COUNTED = (
+    "spikes",
+    "alarms",
+    "announced",
+    "early",
+    "correct",
+    "false",
+    "steps",
+    "chance_announced",
+    "chance_correct",
+    "warned",
+)
 DRAWS = 1000
 COVERAGE = (0.025, 0.975)
 
@@ -104,7 +117,8 @@ def pooled(runs: Sequence[Analysed], rule: str, window: int) -> Pooled | None:
     """Score one rule over some runs.
 
     Counts are added up over runs before anything is divided, so that a run without spikes counts with its false
-    alarms. Chance is that of each run at its own number of episodes.
+    alarms. Chance is that of each run at its own number of episodes. Several readings of a run, as with checkpoints
+    left out, are one run where runs are drawn for an interval.
 
     Returns:
         The pooled scores, None where no run has data for the rule.
@@ -112,7 +126,7 @@ def pooled(runs: Sequence[Analysed], rule: str, window: int) -> Pooled | None:
     having = [run for run in runs if rule in run.alarms]
     if not having:
         return None
-    counts: list[dict[str, float]] = []
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     leads: list[int] = []
     for run in having:
         found, early = (
@@ -130,7 +144,7 @@ def pooled(runs: Sequence[Analysed], rule: str, window: int) -> Pooled | None:
         )
         leads.extend(found.leads)
         correct = round((found.precision or 0.0) * found.n_alarms)
-        counts.append({
+        counts[run.case.name].update({
             "spikes": found.n_spikes,
             "alarms": found.n_alarms,
             "announced": len(found.leads),
@@ -142,14 +156,14 @@ def pooled(runs: Sequence[Analysed], rule: str, window: int) -> Pooled | None:
             "chance_correct": (found.chance_precision or 0.0) * found.n_alarms,
             "warned": found.time_in_warning * run.steps,
         })
-    table = {name: np.array([one[name] for one in counts]) for name in counts[0]}
+    table = {name: np.array([one[name] for one in counts.values()], float) for name in COUNTED}
     totals = {name: float(values.sum()) for name, values in table.items()}
     rate = bootstrapped(table["false"], table["steps"])
     return Pooled(
         rule=rule,
         window=window,
         baseline=having[0].baseline[rule],
-        runs=len(having),
+        runs=len(counts),
         spikes=int(totals["spikes"]),
         alarms=int(totals["alarms"]),
         recall=bootstrapped(table["announced"], table["spikes"]),

@@ -21,7 +21,7 @@ one_run = st.tuples(
 @settings(max_examples=300, deadline=None)
 @given(made=st.lists(one_run, min_size=1, max_size=5), window=st.sampled_from([16, 40, 80, 160]))
 def test_two_scorers_that_share_no_code_agree(made, window):
-    runs = [run(onsets, alarms) for onsets, alarms in made]
+    runs = [run(onsets, alarms, seed=seed) for seed, (onsets, alarms) in enumerate(made)]
     found = pooled(runs, RULE, window)
     tallies = [tally(alarms, onsets, list(range(100, 901, 8)), window, 100, 900) for onsets, alarms in made]
     spikes, alarms = sum(one.spikes for one in tallies), sum(one.alarms for one in tallies)
@@ -104,3 +104,10 @@ def test_areas_have_intervals_from_three_runs_on():
     assert area(runs[:2], "S", 40).auroc.low is None
     told = area(runs, "S", 40).auroc
     assert told.low <= told.value <= told.high
+
+
+def test_readings_of_one_run_are_drawn_together():
+    twice = [run([300, 600], alarms, seed=seed) for seed in range(4) for alarms in ([276, 580], [])]
+    told = pooled(twice, RULE, 80)
+    assert told.runs == 4 and told.spikes == 16
+    assert told.recall.value == told.recall.low == told.recall.high == 0.5, "all runs are alike"
