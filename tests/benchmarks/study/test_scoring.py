@@ -18,7 +18,7 @@ one_run = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(made=st.lists(one_run, min_size=1, max_size=5), window=st.sampled_from([16, 40, 80, 160]))
 def test_two_scorers_that_share_no_code_agree(made, window):
     runs = [run(onsets, alarms, seed=seed) for seed, (onsets, alarms) in enumerate(made)]
