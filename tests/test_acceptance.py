@@ -25,6 +25,7 @@ def analyse(path: Path, out: Path, **settings):
     return run, profile.table, findings, page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_spike_of_the_spiky_run_is_found_and_announced_in_time(tmp_path):
     run, _, findings, page = analyse(ROOT / "sample_runs" / "spiky", tmp_path, layers="lm_head")
     assert run.missing == ()
@@ -53,6 +54,7 @@ def test_every_spike_of_the_spiky_run_is_found_and_announced_in_time(tmp_path):
     assert any("learning rate for good" in advice.action for advice in findings.advice)
 
 
+@pytest.mark.slow
 def test_the_steady_run_is_stable_and_nothing_warns(tmp_path):
     _, _, findings, page = analyse(ROOT / "sample_runs" / "steady", tmp_path, layers="lm_head")
     assert findings.spikes == ()

@@ -171,6 +171,7 @@ def thinned(run: Path, folder: Path, every: int) -> Run:
     return open_run(folder)
 
 
+@pytest.mark.slow
 def test_the_sample_run_is_given_again_between_all_its_checkpoints(tmp_path: Path) -> None:
     run = open_run(SPIKY)
     steps = [checkpoint.step for checkpoint in run.checkpoints]
