@@ -65,7 +65,9 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--cache", type=Path, default=Path("reports/study-cache"), help="runs and profiles")
-    parser.add_argument("--out", type=Path, default=Path("reports/study"), help="where the page goes")
+    parser.add_argument(
+        "--out", type=Path, help="where the page goes; reports/study, or reports/study-part for a part of it"
+    )
     parser.add_argument("--smoke", action="store_true", help="four short runs: whether it works at all")
     parser.add_argument(
         "--train-only", action="store_true", help="train and tell the spikes; profile nothing"
@@ -74,6 +76,13 @@ def main() -> None:
     unknown = set(chosen.families) - set(FAMILIES)
     if unknown:
         parser.error(f"no family {', '.join(sorted(unknown))}; there are {', '.join(FAMILIES)}")
+    for letter in chosen.families:
+        try:
+            wanted_seeds(chosen.seeds, letter)
+        except ValueError:
+            parser.error(f"--seeds {chosen.seeds} is neither tune, test, both, fresh nor numbers such as 0,2")
+    whole = not chosen.smoke and set(chosen.families) == set(FAMILIES) and chosen.seeds in {"both", "fresh"}
+    out = chosen.out or Path("reports/study" if whole else "reports/study-part")
     found = (
         [case for letter in FAMILIES for case in FAMILIES[letter].cases(0) if case.name in SMOKE]
         if chosen.smoke
@@ -86,7 +95,7 @@ def main() -> None:
         return
     began = time.monotonic()
     runs = sorted(all_analysed(found, chosen.cache, chosen.jobs), key=lambda run: run.case.name)
-    written = page.write(runs, chosen.out, command=" ".join(sys.argv[1:]), seconds=time.monotonic() - began)
+    written = page.write(runs, out, command=" ".join(sys.argv[1:]), seconds=time.monotonic() - began)
     print(written)
 
 

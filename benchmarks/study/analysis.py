@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.study.case import Case
-from benchmarks.study.training import train
+from benchmarks.study.training import trained
 from hnf_offline.detect.alarms import all_alarms
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.pipeline import analyse
@@ -54,6 +54,7 @@ class Analysed:
         baseline: by rule, whether it is a rival of curvature.
         scores: steps and one column a score, at checkpoints; higher is said to be riskier.
         log: steps, loss and gradient norm.
+        certified: share of the checkpoints' S that is certified; None where S was not measured.
         sparser: the same run with fewer checkpoints.
         seconds: what training and measuring took now; less where it was kept from before.
     """
@@ -70,6 +71,7 @@ class Analysed:
     baseline: dict[str, bool]
     scores: pl.DataFrame
     log: pl.DataFrame
+    certified: float | None = None
     sparser: tuple[Analysed, ...] = ()
     seconds: float = 0.0
 
@@ -86,11 +88,8 @@ def analysed(case: Case, cache: Path) -> Analysed:
         The run's tables.
     """
     began = time.monotonic()
-    folder = cache / "runs" / case.name
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        train(case, folder)
-    out = cache / "profiles" / case.name
+    folder = trained(case, cache)
+    out = cache / "profiles" / case.folder
     out.mkdir(parents=True, exist_ok=True)
     analysis = analyse(open_run(folder), SETTINGS, out, rule="robust")
     assert analysis.log is not None
@@ -118,6 +117,7 @@ def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, o
     saved = profile["step"].unique().sort()
     profile = profile.filter(pl.col("step").is_in(saved[offset::every].implode()))
     spikes = find_spikes(log, rule="robust")
+    ratio = profile.filter((pl.col("quantity") == "hessian.stability_ratio") & (pl.col("layer") == ""))
     gap = case.every * every
     failures = [spike.onset for spike in spikes if spike.kind in {"divergence", "nonfinite"}]
     applied = [
@@ -135,6 +135,7 @@ def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, o
         resolution={one.name: one.resolution for one in applied},
         baseline={one.name: one.baseline for one in applied},
         scores=_scores(profile, log, scored_onsets(spikes), applied),
+        certified=None if ratio.is_empty() else float(ratio["certified"].cast(float).mean()),
         log=log.select(name for name in ("step", "loss", "grad_norm") if name in log.columns),
     )
 
@@ -206,11 +207,7 @@ def trained_only(case: Case, cache: Path) -> str:
     Returns:
         One line.
     """
-    folder = cache / "runs" / case.name
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        train(case, folder)
-    log = open_run(folder).log
+    log = open_run(trained(case, cache)).log
     assert log is not None
     spikes = [{"onset": spike.onset, "kind": spike.kind} for spike in find_spikes(log.rows)]
     return json.dumps({"run": case.name, "steps": log.rows.height, "spikes": spikes})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from hnf_offline.run.model.gpt import GPTConfig
 
@@ -105,6 +107,12 @@ class Case:
     def name(self) -> str:
         """Name of the run's folder."""
         return f"{self.family}-{self.setting}-seed{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Name under which it is kept: a case that is declared otherwise is another run."""
+        declared = json.dumps(asdict(self), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(declared.encode()).hexdigest()[:8]}"
 
     @property
     def split(self) -> str:

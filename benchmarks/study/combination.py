@@ -14,9 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.study.analysis import CURVATURE, Analysed
-from benchmarks.study.scoring import COVERAGE, Interval, judged
-
-DRAWS = 200
+from benchmarks.study.scoring import Interval, judged, with_intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +113,4 @@ def _compared(
         one, other = (float(roc_auc_score(soon[rows], score[rows])) for score in (without, complete))
         return one, other, other - one
 
-    whole = areas(np.arange(soon.size))
-    members = np.unique(owner)
-    generator = np.random.default_rng(0)
-    rows_of = {member: np.flatnonzero(owner == member) for member in members.tolist()}
-    drawn = []
-    for _ in range(DRAWS if members.size >= 3 else 0):
-        rows = np.concatenate([rows_of[one] for one in generator.choice(members, members.size).tolist()])
-        if soon[rows].any() and not soon[rows].all():
-            drawn.append(areas(rows))
-    ends = np.quantile(np.array(drawn), COVERAGE, axis=0).T.tolist() if drawn else [(None, None)] * 3
-    intervals = [Interval(value, *pair) for value, pair in zip(whole, ends, strict=True)]
-    return Added(letter, int(soon.size), *intervals)
+    return Added(letter, int(soon.size), *with_intervals(areas, soon, owner))

@@ -119,7 +119,7 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
     yield from (_alarms(every, window) for window in WINDOWS)
     yield "## With fewer checkpoints"
     yield (
-        "All runs with spikes, read as if checkpoints had been saved less often, each gap from two places; the longest "
+        "All runs, read as if checkpoints had been saved less often, each gap from two places; the longest "
         "lead that counts is 80 steps, or two gaps."
     )
     yield _sparse(every)
@@ -191,7 +191,14 @@ def _runs(members: Sequence[Analysed]) -> str:
     return (
         f"Runs: {len(members)}, with {sum(onsets)} onsets ({min(onsets)} to {max(onsets)} a run), "
         f"{sum(run.failed for run in members)} failed for good; checkpoints every "
-        f"{', '.join(str(gap) for gap in sorted({run.gap for run in members}))} steps."
+        f"{', '.join(str(gap) for gap in sorted({run.gap for run in members}))} steps. {_certified(members)}"
+    )
+
+
+def _certified(members: Sequence[Analysed]) -> str:
+    known = [run.certified for run in members if run.certified is not None]
+    return (
+        f"S is certified at {np.mean(known):.0%} of a run's checkpoints." if known else "S was not measured."
     )
 
 
@@ -238,7 +245,7 @@ def _alarms(members: Sequence[Analysed], window: int) -> str:
 def _sparse(members: Sequence[Analysed]) -> str:
     rows = []
     for gap in sorted({one.gap for run in members for one in (run, *run.sparser)}):
-        readings = [one for run in members if run.onsets for one in (run, *run.sparser) if one.gap == gap]
+        readings = [one for run in members for one in (run, *run.sparser) if one.gap == gap]
         for rule in (PRIMARY, "S > 1", "forecast"):
             for window in sorted({WINDOW, max(WINDOW, 2 * gap)}):
                 found = pooled(readings, rule, window)

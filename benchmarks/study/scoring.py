@@ -32,7 +32,8 @@ COUNTED = (
     "chance_correct",
     "warned",
 )
-DRAWS = 1000
+#: Draws of the runs for an interval; an area takes longer than a share.
+DRAWS, AREA_DRAWS = 1000, 200
 COVERAGE = (0.025, 0.975)
 
 
@@ -97,7 +98,7 @@ class Area:
     Attributes:
         score: its name.
         horizon: steps within which the spike starts.
-        runs: runs with both kinds of checkpoints or one; all that have the score.
+        runs: runs that have the score.
         checkpoints: how many are ranked.
         base_rate: share of them before a spike: what the precision-recall area is by chance.
         auroc: area under the ROC curve; .5 by chance.
@@ -212,20 +213,9 @@ def area(runs: Sequence[Analysed], name: str, horizon: int) -> Area | None:
             float(average_precision_score(positive[rows], values[rows])),
         )
 
-    whole = both(np.arange(values.size))
-    members = np.unique(owner)
-    drawn = _redrawn(members, owner, positive, both) if members.size >= 3 else []
-    intervals = (
-        [Interval(one) for one in whole]
-        if not drawn
-        else [
-            Interval(one, *(float(end) for end in np.quantile(column, COVERAGE)))
-            for one, column in zip(whole, np.array(drawn).T, strict=True)
-        ]
-    )
-    return Area(
-        name, horizon, int(members.size), int(values.size), float(positive.mean()), intervals[0], intervals[1]
-    )
+    auroc, auprc = with_intervals(both, positive, owner)
+    members = int(np.unique(owner).size)
+    return Area(name, horizon, members, int(values.size), float(positive.mean()), auroc, auprc)
 
 
 def judged(run: Analysed, horizon: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -258,21 +248,34 @@ def _ranked(
     return np.concatenate(values), np.concatenate(positive), np.concatenate(owner)
 
 
-def _redrawn(
-    members: NDArray[Any],
-    owner: NDArray[Any],
+def with_intervals(
+    figures: Callable[[NDArray[Any]], tuple[float, ...]],
     positive: NDArray[np.bool_],
-    both: Callable[[NDArray[Any]], tuple[float, float]],
-    draws: int = 200,
-) -> list[tuple[float, float]]:
+    owner: NDArray[np.int64],
+) -> tuple[Interval, ...]:
+    """Take figures of all rows, and of rows whose runs are drawn anew for their intervals.
+
+    Args:
+        figures: takes row numbers, of both kinds.
+        positive: the kind of each row.
+        owner: the run of each row.
+
+    Returns:
+        One interval a figure; without ends where there are fewer than three runs.
+    """
+    whole = figures(np.arange(owner.size))
+    members = np.unique(owner)
+    if members.size < 3:
+        return tuple(Interval(one) for one in whole)
     rows_of = {member: np.flatnonzero(owner == member) for member in members.tolist()}
     generator = np.random.default_rng(0)
-    found = []
-    for _ in range(draws):
+    drawn = []
+    for _ in range(AREA_DRAWS):
         rows = np.concatenate([rows_of[one] for one in generator.choice(members, members.size).tolist()])
         if positive[rows].any() and not positive[rows].all():
-            found.append(both(rows))
-    return found
+            drawn.append(figures(rows))
+    lows, highs = np.quantile(np.array(drawn), COVERAGE, axis=0).tolist()
+    return tuple(Interval(*one) for one in zip(whole, lows, highs, strict=True))
 
 
 def _share(above: float, below: float) -> float | None:

@@ -16,7 +16,16 @@ ACROSS = 4
 
 
 def sheet(runs: Sequence[Analysed], path: Path) -> None:
-    """Draw a family's runs side by side."""
+    """Draw a family's runs side by side into a file."""
+    drawn(runs).savefig(path, dpi=90)
+
+
+def drawn(runs: Sequence[Analysed]) -> Figure:
+    """Draw a family's runs side by side.
+
+    Returns:
+        A figure with two axes a run: loss with onsets and alarms, and S.
+    """
     across = min(ACROSS, len(runs))
     down = math.ceil(len(runs) / across)
     figure = Figure(figsize=(3.4 * across, 1.9 * down + 0.3), layout="constrained")
@@ -39,4 +48,4 @@ def sheet(runs: Sequence[Analysed], path: Path) -> None:
         for step in run.alarms.get(PRIMARY, []):
             axes.plot(step, 0.94, "v", color="#b3541e", markersize=4, transform=axes.get_xaxis_transform())
     figure.suptitle("loss (grey), S (brown), onsets (blue), stability alarms (triangles)", fontsize=8)
-    figure.savefig(path, dpi=90)
+    return figure

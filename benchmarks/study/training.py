@@ -16,6 +16,19 @@ from hnf_offline.run.model.gpt import GPT
 from hnf_offline.run.model.loss import evaluate
 
 
+def trained(case: Case, cache: Path) -> Path:
+    """Train a run, unless the cache holds it.
+
+    Returns:
+        Its folder.
+    """
+    folder = cache / "runs" / case.folder
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        train(case, folder)
+    return folder
+
+
 def train(case: Case, folder: Path) -> None:
     """Train a run into a new folder; the folder appears when the run is whole."""
     unfinished = folder.with_name(folder.name + ".unfinished")

@@ -26,9 +26,9 @@ def blown_up(tmp_path_factory):
 
 def test_alarms_and_spikes_are_those_of_the_report(blown_up, tmp_path):
     run, cache = blown_up
-    folder = cache / "runs" / run.case.name
+    folder = cache / "runs" / run.case.folder
     settings = ProfileSettings(tier="stability", device="cpu")
-    found = analyse(open_run(folder), settings, cache / "profiles" / run.case.name, rule="robust").findings
+    found = analyse(open_run(folder), settings, cache / "profiles" / run.case.folder, rule="robust").findings
     assert run.onsets == tuple(spike.onset for spike in found.spikes) and run.failed
     known = [
         a.known_at
@@ -41,10 +41,11 @@ def test_alarms_and_spikes_are_those_of_the_report(blown_up, tmp_path):
 
 def test_scores_are_those_of_the_profile_and_of_the_log_up_to_then(blown_up):
     run, cache = blown_up
-    profile = pl.read_parquet(cache / "profiles" / run.case.name / "profile.parquet")
+    profile = pl.read_parquet(cache / "profiles" / run.case.folder / "profile.parquet")
     ratio = profile.filter((pl.col("quantity") == "hessian.stability_ratio") & (pl.col("layer") == "")).sort(
         "step"
     )
+    assert run.certified == pytest.approx(ratio["certified"].cast(float).mean())
     finite = ratio.filter(pl.col("value").is_finite())
     ours = run.scores.filter(pl.col("S").is_not_null())
     assert (

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.study import combination
+from benchmarks.study import scoring
 from benchmarks.study.combination import added_by_curvature
 from tests.benchmarks.study.planted import run
 
@@ -17,7 +17,7 @@ ONSETS = (300, 500, 700)
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr(combination, "DRAWS", 40)
+    monkeypatch.setattr(scoring, "AREA_DRAWS", 40)
 
 
 def family(letter: str, *, told_by: str, seed: int):

@@ -35,6 +35,15 @@ def test_seeds_are_split_before_anything_is_looked_at(letter):
     assert wanted_seeds("3,1", letter) == (1, 3)
 
 
+def test_a_case_that_is_declared_otherwise_is_another_run_of_the_cache():
+    case = FAMILIES["I"].cases(0)[0]
+    other = replace(case, every=4)
+    assert case.name == other.name and case.folder != other.folder
+    assert (
+        len({one.folder for one in EVERY}) == len(EVERY) and case.folder == FAMILIES["I"].cases(0)[0].folder
+    )
+
+
 def test_the_chain_is_one_of_distributions_and_bigrams_can_be_learned():
     task = Text(32, 24)
     chain = transitions(task)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from benchmarks.study import page
+from benchmarks.study.__main__ import main
 from benchmarks.study.page import announces_more_than_chance, events, headline, write
 from benchmarks.study.scoring import pooled
+from benchmarks.study.thumbnails import drawn
 from tests.benchmarks.study.planted import run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,8 +55,8 @@ def test_better_than_chance_needs_both_shares_and_three_runs():
 
 def test_every_spike_and_episode_is_in_the_tables(tmp_path):
     runs = [announcing(0), run([], [204], seed=1, family="C")]
-    page = write(runs, tmp_path / "out", command="--smoke", seconds=60)
-    text = page.read_text()
+    written = write(runs, tmp_path / "out", command="--smoke", seconds=60)
+    text = written.read_text()
     assert (
         "![runs of family A](family-A.png)" in text
         and (tmp_path / "out" / "family-C.png").stat().st_size > 1000
@@ -67,6 +71,66 @@ def test_every_spike_and_episode_is_in_the_tables(tmp_path):
     told = json.loads((tmp_path / "out" / "study.json").read_text())
     assert told["runs"][0]["onsets"] == [300, 500, 700] and told["made"]["command"].endswith("--smoke")
     assert "torch" in told["made"]["versions"]
+
+
+def test_fewer_checkpoints_are_told_by_gap_and_healthy_runs_count_there_too(tmp_path):
+    few = [
+        replace(announcing(seed), sparser=(run([300, 500, 700], [484], gap=32, seed=seed),))
+        for seed in range(3)
+    ]
+    healthy = replace(
+        run([], [], seed=4, family="C"), sparser=(run([], [260, 484], gap=32, seed=4, family="C"),)
+    )
+    text = write([*few, healthy], tmp_path, command="", seconds=1).read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| 8 | ", "| 32 | "))]
+    told = {row[0]: row for row in rows}
+    assert told["| 8"][3] == told["| 32"][3] == "4"
+    assert told["| 8"][4].startswith("1.00") and told["| 32"][4].startswith("0.33")
+    assert told["| 8"][6].startswith("1.00") and told["| 32"][6].startswith("0.60")
+    assert "grid 32" in told["| 32"][8]
+
+
+def test_how_much_of_s_is_certified_stands_beside_every_family(tmp_path):
+    half = [replace(announcing(seed), certified=share) for seed, share in enumerate((1.0, 0.0))]
+    text = write([*half, run([], [], seed=2, family="C")], tmp_path, command="", seconds=1).read_text()
+    assert "S is certified at 50% of a run's checkpoints." in text and "S was not measured." in text
+
+
+def test_a_thumbnail_shows_the_run():
+    runs = [announcing(0), run([], [204], seed=1)]
+    loss, ratio, *_ = drawn(runs).axes
+    assert [line.get_xdata()[0] for line in loss.lines[1:4]] == [300, 500, 700]
+    assert [line.get_xdata()[0] for line in loss.lines[4:]] == [276, 476, 684]
+    assert loss.lines[0].get_ydata().tolist() == runs[0].log["loss"].to_list()
+    assert ratio.lines[0].get_ydata().tolist() == runs[0].scores["S"].to_list()
+    assert [one.get_title() for one in drawn(runs).axes[::2]] == [one.case.name for one in runs]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"), [(["--seeds", "some"], "--seeds some"), (["--families", "AZ"], "Z")]
+)
+def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", *typed])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
+    places = []
+    monkeypatch.setattr(page, "write", lambda runs, out, **_: places.append(str(out)))
+    monkeypatch.setattr("benchmarks.study.__main__.all_analysed", lambda *_: [])
+    for typed in (
+        [],
+        ["--seeds", "fresh"],
+        ["--smoke"],
+        ["--families", "D"],
+        ["--seeds", "tune"],
+        ["--out", "x"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["study", *typed])
+        main()
+    assert places == ["reports/study"] * 2 + ["reports/study-part"] * 3 + ["x"]
 
 
 @pytest.mark.slow
