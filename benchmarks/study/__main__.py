@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study import page
+from benchmarks.study import intervention, page
 from benchmarks.study.analysis import trained_only
 from benchmarks.study.case import FRESH, Case
 from benchmarks.study.families import FAMILIES
-from benchmarks.study.workers import all_analysed, one_thread
+from benchmarks.study.workers import all_analysed, all_tried, one_thread
 
 #: Short runs of four kinds: one that blows up, one that diverges, one of a raised rate, one of bad batches.
 SMOKE = ("D-lr0.15-seed0", "I-lr0.03-b0.999-seed0", "F-x20-none-seed0", "G-labels-seed0")
+#: Steps of the one run that is retrained there.
+SMOKE_STEPS = 200
 
 
 def wanted_seeds(spelled: str, family: str) -> tuple[int, ...]:
@@ -56,6 +59,17 @@ def cases(families: str, seeds: str) -> list[Case]:
     return sorted(found, key=lambda case: -case.steps * case.model.n_layer)
 
 
+def intervened(families: str, *, smoke: bool) -> list[Case]:
+    """List the runs of experiment 3.
+
+    Returns:
+        The runs; one short one where it is only to be shown that it works.
+    """
+    if smoke:
+        return [replace(case, steps=SMOKE_STEPS) for case in intervention.cases((0,), "D")]
+    return intervention.cases(families="".join(set(families) & set(intervention.INTERVENED)))
+
+
 def main() -> None:
     """Run what was asked for and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -70,6 +84,11 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="four short runs: whether it works at all")
     parser.add_argument(
+        "--experiments",
+        default="123",
+        help="1 and 2: alarms and scores; 3: acting on them, on seeds of its own",
+    )
+    parser.add_argument(
         "--train-only", action="store_true", help="train and tell the spikes; profile nothing"
     )
     chosen = parser.parse_args()
@@ -81,7 +100,15 @@ def main() -> None:
             wanted_seeds(chosen.seeds, letter)
         except ValueError:
             parser.error(f"--seeds {chosen.seeds} is neither tune, test, both, fresh nor numbers such as 0,2")
-    whole = not chosen.smoke and set(chosen.families) == set(FAMILIES) and chosen.seeds in {"both", "fresh"}
+    if not chosen.experiments or set(chosen.experiments) - set("123"):
+        parser.error(f"--experiments {chosen.experiments}: there are 1, 2 and 3")
+    whole = (
+        not chosen.smoke
+        and set(chosen.families) == set(FAMILIES)
+        and chosen.seeds in {"both", "fresh"}
+        and "3" in chosen.experiments
+        and bool(set(chosen.experiments) & set("12"))
+    )
     out = chosen.out or Path("reports/study" if whole else "reports/study-part")
     found = (
         [case for letter in FAMILIES for case in FAMILIES[letter].cases(0) if case.name in SMOKE]
@@ -94,8 +121,23 @@ def main() -> None:
             print(trained_only(case, chosen.cache), flush=True)
         return
     began = time.monotonic()
-    runs = sorted(all_analysed(found, chosen.cache, chosen.jobs), key=lambda run: run.case.name)
-    written = page.write(runs, out, command=" ".join(sys.argv[1:]), seconds=time.monotonic() - began)
+    runs = []
+    if set(chosen.experiments) & set("12"):
+        runs = sorted(all_analysed(found, chosen.cache, chosen.jobs), key=lambda run: run.case.name)
+    outcomes = []
+    if "3" in chosen.experiments:
+        acted_on = intervened(chosen.families, smoke=chosen.smoke)
+        outcomes = sorted(
+            (one for done in all_tried(acted_on, chosen.cache, chosen.jobs) for one in done),
+            key=lambda one: one.run,
+        )
+    written = page.write(
+        runs,
+        out,
+        command=" ".join(sys.argv[1:]),
+        seconds=time.monotonic() - began,
+        interventions=outcomes,
+    )
     print(written)
 
 

@@ -18,16 +18,34 @@ import polars as pl
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.combination import added_by_curvature
 from benchmarks.study.families import FAMILIES
-from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Interval, Pooled, area, pooled
+from benchmarks.study.intervention import Outcome
+from benchmarks.study.intervention_page import outcome_table, section
+from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Pooled, area, pooled
+from benchmarks.study.tables import decimal, figure, leads, rate, table
 from benchmarks.study.thumbnails import sheet
 from hnf_offline.relate.relations import PRIMARY
 
+TITLE = "# Does curvature announce loss spikes?"
 WINDOW = 80
 _PACKAGES = ("hnf_offline", "torch", "numpy", "polars", "scipy", "scikit-learn")
 
 
-def write(runs: Sequence[Analysed], out: Path, *, command: str, seconds: float) -> Path:
+def write(
+    runs: Sequence[Analysed],
+    out: Path,
+    *,
+    command: str,
+    seconds: float,
+    interventions: Sequence[Outcome] = (),
+) -> Path:
     """Write the page, its pictures and its tables.
+
+    Args:
+        runs: what was analysed.
+        out: folder.
+        command: arguments that make it again.
+        seconds: what it took.
+        interventions: outcomes of experiment 3, where it was made.
 
     Returns:
         The page's path.
@@ -52,7 +70,11 @@ def write(runs: Sequence[Analysed], out: Path, *, command: str, seconds: float) 
     }
     for letter, members in by_family.items():
         sheet(members, out / f"family-{letter}.png")
-    text = "\n\n".join(_text(by_family, made)) + "\n"
+    paragraphs = list(_text(by_family, made)) if runs else [TITLE]
+    if interventions:
+        outcome_table(interventions).write_parquet(out / "interventions.parquet")
+        paragraphs += section(interventions)
+    text = "\n\n".join(paragraphs) + "\n"
     page = out / "README.md"
     page.write_text(text, encoding="utf-8")
     return page
@@ -98,7 +120,7 @@ def events(runs: Sequence[Analysed]) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterable[str]:
     every = [run for members in by_family.values() for run in members]
-    yield "# Does curvature announce loss spikes?"
+    yield TITLE
     yield headline(by_family)
     splits = sorted({run.case.split for run in every})
     yield (
@@ -125,10 +147,10 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
     yield _sparse(every)
     yield "## Experiment 2: scores"
     for letter, members in by_family.items():
-        table = _areas(members)
-        if table:
+        ranked = _areas(members)
+        if ranked:
             yield f"### {letter}. {FAMILIES[letter].title}"
-            yield table
+            yield ranked
     combined = _combined(by_family)
     if combined:
         yield "### What curvature adds"
@@ -154,14 +176,14 @@ def headline(by_family: dict[str, list[Analysed]]) -> str:
         if found is None:
             continue
         if not found.spikes:
-            silent.append(f"{name} ({_rate(found.false_alarms_per_1000)} false alarms per 1000 steps)")
+            silent.append(f"{name} ({rate(found.false_alarms_per_1000)} false alarms per 1000 steps)")
             continue
         if not found.alarms:
             mute.append(f"{name} ({found.spikes} spikes)")
             continue
         told = (
-            f"{name} (recall {_figure(found.recall)}, chance {_decimal(found.chance_recall)}; precision "
-            f"{_figure(found.precision)}, chance {_decimal(found.chance_precision)})"
+            f"{name} (recall {figure(found.recall)}, chance {decimal(found.chance_recall)}; precision "
+            f"{figure(found.precision)}, chance {decimal(found.chance_precision)})"
         )
         (holds if announces_more_than_chance(found) else fails).append(told)
     sentences = []
@@ -210,13 +232,13 @@ def _alarms(members: Sequence[Analysed], window: int) -> str:
             f"{one.rule}{' *' if one.baseline else ''}",
             str(one.runs),
             str(one.alarms),
-            _figure(one.recall),
-            _decimal(one.chance_recall),
-            _figure(one.early_recall),
-            _figure(one.precision),
-            _decimal(one.chance_precision),
-            _leads(one),
-            _rate(one.false_alarms_per_1000),
+            figure(one.recall),
+            decimal(one.chance_recall),
+            figure(one.early_recall),
+            figure(one.precision),
+            decimal(one.chance_precision),
+            leads(one),
+            rate(one.false_alarms_per_1000),
             f"{one.time_in_warning:.2f}",
         ]
         for one in sorted(scored, key=lambda one: one.baseline)
@@ -239,7 +261,7 @@ def _alarms(members: Sequence[Analysed], window: int) -> str:
         "false per 1000",
         "in warning",
     ]
-    return f"{said}\n\n{_table(head, rows)}{after}"
+    return f"{said}\n\n{table(head, rows)}{after}"
 
 
 def _sparse(members: Sequence[Analysed]) -> str:
@@ -255,14 +277,14 @@ def _sparse(members: Sequence[Analysed]) -> str:
                         rule,
                         str(window),
                         str(found.runs),
-                        _figure(found.recall),
-                        _decimal(found.chance_recall),
-                        _figure(found.precision),
-                        _decimal(found.chance_precision),
-                        _leads(found),
+                        figure(found.recall),
+                        decimal(found.chance_recall),
+                        figure(found.precision),
+                        decimal(found.chance_precision),
+                        leads(found),
                     ])
     head = ["gap", "rule", "longest lead", "runs", "recall", "chance", "precision", "chance", "lead"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _areas(members: Sequence[Analysed]) -> str:
@@ -278,15 +300,15 @@ def _areas(members: Sequence[Analysed]) -> str:
     head = ["score"]
     for horizon in HORIZONS:
         base = next((one[horizon].base_rate for one in found.values() if horizon in one), None)
-        head += [f"AUROC({horizon})", f"AUPRC({horizon}), chance {_decimal(base)}"]
+        head += [f"AUROC({horizon})", f"AUPRC({horizon}), chance {decimal(base)}"]
     rows = []
     for name, known in found.items():
         row = [name]
         for horizon in HORIZONS:
             one = known.get(horizon)
-            row += ["", ""] if one is None else [_figure(one.auroc), _figure(one.auprc)]
+            row += ["", ""] if one is None else [figure(one.auroc), figure(one.auprc)]
         rows.append(row)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _combined(by_family: dict[str, list[Analysed]]) -> str:
@@ -295,40 +317,12 @@ def _combined(by_family: dict[str, list[Analysed]]) -> str:
             f"{one.family}. {FAMILIES[one.family].title}",
             str(horizon),
             str(one.checkpoints),
-            _figure(one.without),
-            _figure(one.with_curvature),
-            _figure(one.difference),
+            figure(one.without),
+            figure(one.with_curvature),
+            figure(one.difference),
         ]
         for horizon in HORIZONS
         for one in added_by_curvature(by_family, horizon)
     ]
     head = ["family left out", "horizon", "checkpoints", "without curvature", "with", "difference"]
-    return _table(head, rows) if rows else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _figure(one: Interval) -> str:
-    if one.value is None:
-        return "-"
-    return f"{one.value:.2f}" + ("" if one.low is None else f" [{one.low:.2f}, {one.high:.2f}]")
-
-
-def _rate(one: Interval) -> str:
-    if one.value is None:
-        return "-"
-    return f"{one.value:.1f}" + ("" if one.low is None else f" [{one.low:.1f}, {one.high:.1f}]")
-
-
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _leads(one: Pooled) -> str:
-    if not one.leads:
-        return "-"
-    low, middle, high = np.quantile(one.leads, [0.25, 0.5, 0.75])
-    return f"{middle:.0f} ({low:.0f} to {high:.0f}), grid {one.resolution}"
+    return table(head, rows) if rows else ""

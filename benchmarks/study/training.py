@@ -43,12 +43,15 @@ def _record(case: Case, folder: Path) -> None:
     optimizer = _optimizer(case, model)
     batch, (tokens, labels) = source(case)
     described = {"kind": update.kind, "learning_rate": update.learning_rate, "warm_up": update.warm_up}
+    training = {"family": case.family, "setting": case.setting, "seed": case.seed}
+    if case.batch is None:
+        training["batch"] = "full"  # so that any stretch of it can be taken again
     with Recorder(
         folder,
         every=lambda step: step >= case.first and (step - case.first) % case.every == 0,
         model={"model_type": "gpt", **asdict(case.model)},
         optimizer=described,
-        training={"family": case.family, "setting": case.setting, "seed": case.seed},
+        training=training,
     ) as recorder:
         recorder.save_batches(tokens, labels)
         for step in range(1, case.steps + 1):

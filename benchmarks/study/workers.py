@@ -5,12 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.study.analysis import Analysed, analysed
 from benchmarks.study.case import Case
+from benchmarks.study.intervention import Outcome, tried
+
+Result = TypeVar("Result")
 
 
 def one_thread() -> None:
@@ -26,18 +30,34 @@ def all_analysed(chosen: Sequence[Case], cache: Path, jobs: int) -> Iterator[Ana
     Yields:
         Each run when it is done.
     """
+    for case, run, gone in _side_by_side(analysed, chosen, cache, jobs):
+        _tell(f"{case}: {len(run.onsets)} onsets, {run.seconds:.0f} s; {gone}")
+        yield run
+
+
+def all_tried(chosen: Sequence[Case], cache: Path, jobs: int) -> Iterator[list[Outcome]]:
+    """Retrain runs under the policies of experiment 3, in so many processes.
+
+    Yields:
+        The outcomes of each run when it is done.
+    """
+    for case, outcomes, gone in _side_by_side(tried, chosen, cache, jobs):
+        _tell(f"{case}: {', '.join(str(one.onsets) for one in outcomes)} onsets; {gone}")
+        yield outcomes
+
+
+def _side_by_side(
+    work: Callable[[Case, Path], Result], chosen: Sequence[Case], cache: Path, jobs: int
+) -> Iterator[tuple[str, Result, str]]:
     began = time.monotonic()
     with ProcessPoolExecutor(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=one_thread
     ) as pool:
-        waiting = [pool.submit(analysed, case, cache) for case in chosen]
+        waiting = {pool.submit(work, case, cache): case for case in chosen}
         for number, done in enumerate(as_completed(waiting), 1):
-            run = done.result()
-            gone = time.monotonic() - began
-            print(
-                f"{number}/{len(chosen)}  {run.case.name}: {len(run.onsets)} onsets, {run.seconds:.0f} s; "
-                f"{gone / 60:.0f} min gone",
-                file=sys.stderr,
-                flush=True,
-            )
-            yield run
+            gone = (time.monotonic() - began) / 60
+            yield f"{number}/{len(chosen)}  {waiting[done].name}", done.result(), f"{gone:.0f} min gone"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -107,7 +107,12 @@ def test_a_thumbnail_shows_the_run():
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"), [(["--seeds", "some"], "--seeds some"), (["--families", "AZ"], "Z")]
+    ("typed", "told"),
+    [
+        (["--seeds", "some"], "--seeds some"),
+        (["--families", "AZ"], "Z"),
+        (["--experiments", "4"], "4: there"),
+    ],
 )
 def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["study", *typed])
@@ -119,18 +124,21 @@ def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
 def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
     places = []
     monkeypatch.setattr(page, "write", lambda runs, out, **_: places.append(str(out)))
-    monkeypatch.setattr("benchmarks.study.__main__.all_analysed", lambda *_: [])
+    for work in ("all_analysed", "all_tried"):
+        monkeypatch.setattr(f"benchmarks.study.__main__.{work}", lambda *_: [])
     for typed in (
         [],
         ["--seeds", "fresh"],
         ["--smoke"],
         ["--families", "D"],
         ["--seeds", "tune"],
+        ["--experiments", "12"],
+        ["--experiments", "3"],
         ["--out", "x"],
     ):
         monkeypatch.setattr(sys, "argv", ["study", *typed])
         main()
-    assert places == ["reports/study"] * 2 + ["reports/study-part"] * 3 + ["x"]
+    assert places == ["reports/study"] * 2 + ["reports/study-part"] * 5 + ["x"]
 
 
 @pytest.mark.slow
@@ -144,9 +152,11 @@ def test_the_smoke_study_runs_from_its_command_and_is_not_made_twice(tmp_path):
     first = study()
     text = (tmp_path / "out" / "README.md").read_text()
     assert "4/4" in first and "### D. SGD with momentum" in text
+    assert "## Experiment 3" in text and "1 of them is exact against the run, 0 close" in text
     assert "never spoke in: bad batches" in text, "a bad batch has no precursor"
     marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     study()
+    assert len(list((tmp_path / "cache" / "interventions").iterdir())) == 1
     assert marks == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     assert _numbers((tmp_path / "out" / "README.md").read_text()) == _numbers(text)
 
