@@ -12,16 +12,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study import intervention, page
+from benchmarks.study import injection, intervention, page
 from benchmarks.study.analysis import trained_only
 from benchmarks.study.case import FRESH, Case
 from benchmarks.study.families import FAMILIES
-from benchmarks.study.workers import all_analysed, all_tried, one_thread
+from benchmarks.study.workers import all_analysed, all_asked, all_tried, one_thread
 
 #: Short runs of four kinds: one that blows up, one that diverges, one of a raised rate, one of bad batches.
 SMOKE = ("D-lr0.15-seed0", "I-lr0.03-b0.999-seed0", "F-x20-none-seed0", "G-labels-seed0")
 #: Steps of the one run that is retrained there.
 SMOKE_STEPS = 200
+#: Number of the fault that is looked for there: one NaN, which ends its run at once.
+SMOKE_FAULT = 12
 
 
 def wanted_seeds(spelled: str, family: str) -> tuple[int, ...]:
@@ -100,13 +102,13 @@ def main() -> None:
             wanted_seeds(chosen.seeds, letter)
         except ValueError:
             parser.error(f"--seeds {chosen.seeds} is neither tune, test, both, fresh nor numbers such as 0,2")
-    if not chosen.experiments or set(chosen.experiments) - set("123"):
-        parser.error(f"--experiments {chosen.experiments}: there are 1, 2 and 3")
+    if not chosen.experiments or set(chosen.experiments) - set("1234"):
+        parser.error(f"--experiments {chosen.experiments}: there are 1 to 4")
     whole = (
         not chosen.smoke
         and set(chosen.families) == set(FAMILIES)
         and chosen.seeds in {"both", "fresh"}
-        and "3" in chosen.experiments
+        and {"3", "4"} <= set(chosen.experiments)
         and bool(set(chosen.experiments) & set("12"))
     )
     out = chosen.out or Path("reports/study" if whole else "reports/study-part")
@@ -131,12 +133,20 @@ def main() -> None:
             (one for done in all_tried(acted_on, chosen.cache, chosen.jobs) for one in done),
             key=lambda one: one.run,
         )
+    named = []
+    if "4" in chosen.experiments:
+        faults = injection.runs()[SMOKE_FAULT : SMOKE_FAULT + 1] if chosen.smoke else injection.runs()
+        named = sorted(
+            (one for done in all_asked(faults, chosen.cache, chosen.jobs) for one in done),
+            key=lambda one: (one.run, one.since),
+        )
     written = page.write(
         runs,
         out,
         command=" ".join(sys.argv[1:]),
         seconds=time.monotonic() - began,
         interventions=outcomes,
+        named=named,
     )
     print(written)
 

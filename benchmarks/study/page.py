@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.study import intervention_page, localisation_page
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.combination import added_by_curvature
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.intervention import Outcome
-from benchmarks.study.intervention_page import outcome_table, section
+from benchmarks.study.localisation import Named
 from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Pooled, area, pooled
 from benchmarks.study.tables import decimal, figure, leads, rate, table
 from benchmarks.study.thumbnails import sheet
@@ -37,6 +38,7 @@ def write(
     command: str,
     seconds: float,
     interventions: Sequence[Outcome] = (),
+    named: Sequence[Named] = (),
 ) -> Path:
     """Write the page, its pictures and its tables.
 
@@ -46,6 +48,7 @@ def write(
         command: arguments that make it again.
         seconds: what it took.
         interventions: outcomes of experiment 3, where it was made.
+        named: answers of experiment 4, where it was made.
 
     Returns:
         The page's path.
@@ -72,8 +75,11 @@ def write(
         sheet(members, out / f"family-{letter}.png")
     paragraphs = list(_text(by_family, made)) if runs else [TITLE]
     if interventions:
-        outcome_table(interventions).write_parquet(out / "interventions.parquet")
-        paragraphs += section(interventions)
+        intervention_page.outcome_table(interventions).write_parquet(out / "interventions.parquet")
+        paragraphs += intervention_page.section(interventions)
+    if named:
+        localisation_page.named_table(named).write_parquet(out / "localisation.parquet")
+        paragraphs += localisation_page.section(named)
     text = "\n\n".join(paragraphs) + "\n"
     page = out / "README.md"
     page.write_text(text, encoding="utf-8")

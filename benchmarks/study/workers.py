@@ -12,8 +12,11 @@ from typing import TypeVar
 
 from benchmarks.study.analysis import Analysed, analysed
 from benchmarks.study.case import Case
+from benchmarks.study.injection import Injected
 from benchmarks.study.intervention import Outcome, tried
+from benchmarks.study.localisation import Named, asked
 
+Declared = TypeVar("Declared", Case, Injected)
 Result = TypeVar("Result")
 
 
@@ -46,8 +49,19 @@ def all_tried(chosen: Sequence[Case], cache: Path, jobs: int) -> Iterator[list[O
         yield outcomes
 
 
+def all_asked(chosen: Sequence[Injected], cache: Path, jobs: int) -> Iterator[list[Named]]:
+    """Look for the faults of experiment 4, in so many processes.
+
+    Yields:
+        The answers about each run when it is done.
+    """
+    for run, named, gone in _side_by_side(asked, chosen, cache, jobs):
+        _tell(f"{run}: {sum(one.right for one in named)} of {len(named)} answers right; {gone}")
+        yield named
+
+
 def _side_by_side(
-    work: Callable[[Case, Path], Result], chosen: Sequence[Case], cache: Path, jobs: int
+    work: Callable[[Declared, Path], Result], chosen: Sequence[Declared], cache: Path, jobs: int
 ) -> Iterator[tuple[str, Result, str]]:
     began = time.monotonic()
     with ProcessPoolExecutor(

@@ -111,7 +111,7 @@ def test_a_thumbnail_shows_the_run():
     [
         (["--seeds", "some"], "--seeds some"),
         (["--families", "AZ"], "Z"),
-        (["--experiments", "4"], "4: there"),
+        (["--experiments", "5"], "5: there"),
     ],
 )
 def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
@@ -124,7 +124,7 @@ def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
 def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
     places = []
     monkeypatch.setattr(page, "write", lambda runs, out, **_: places.append(str(out)))
-    for work in ("all_analysed", "all_tried"):
+    for work in ("all_analysed", "all_tried", "all_asked"):
         monkeypatch.setattr(f"benchmarks.study.__main__.{work}", lambda *_: [])
     for typed in (
         [],
@@ -133,7 +133,7 @@ def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
         ["--families", "D"],
         ["--seeds", "tune"],
         ["--experiments", "12"],
-        ["--experiments", "3"],
+        ["--experiments", "123"],
         ["--out", "x"],
     ):
         monkeypatch.setattr(sys, "argv", ["study", *typed])
@@ -156,6 +156,7 @@ def test_the_smoke_study_runs_from_its_command_and_is_not_made_twice(tmp_path):
     assert "never spoke in: bad batches" in text, "a bad batch has no precursor"
     marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     study()
+    assert "What finds nan" in text or "Nothing surely finds nan" in text
     assert len(list((tmp_path / "cache" / "interventions").iterdir())) == 1
     assert marks == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     assert _numbers((tmp_path / "out" / "README.md").read_text()) == _numbers(text)
