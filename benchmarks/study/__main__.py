@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="four short runs: whether it works at all")
     parser.add_argument(
         "--experiments",
-        default="123",
-        help="1 and 2: alarms and scores; 3: acting on them, on seeds of its own",
+        default="1234",
+        help="1 and 2: alarms and scores; 3: acting on them, and 4: which layer, on seeds of their own",
     )
     parser.add_argument(
         "--train-only", action="store_true", help="train and tell the spikes; profile nothing"
