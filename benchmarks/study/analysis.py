@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.study.case import Case
+from benchmarks.study.imminence import NAME, imminent
 from benchmarks.study.training import trained
 from hnf_offline.detect.alarms import all_alarms
 from hnf_offline.detect.spikes import find_spikes
@@ -20,7 +21,7 @@ from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.relate.relations import scored_onsets
 from hnf_offline.relate.rules import rules, scored_range
-from hnf_offline.relate.series import column, last_at_or_before, points
+from hnf_offline.relate.series import column, last_at_or_before, points, spacing
 from hnf_offline.run import open_run
 
 SETTINGS = ProfileSettings(tier="stability", device="cpu")
@@ -123,6 +124,8 @@ def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, o
     applied = [
         one for one in rules(profile, log, spikes, all_alarms(profile, log, spikes), gap) if one.layer == ""
     ]
+    imminence = [step for step, _ in imminent(profile, log, spikes)]
+    resolution = {one.name: one.resolution for one in applied}
     return Analysed(
         case=case,
         first=first,
@@ -130,10 +133,10 @@ def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, o
         onsets=tuple(scored_onsets(spikes)),
         failed=bool(failures),
         gap=gap,
-        alarms={one.name: one.alarms.tolist() for one in applied},
-        at={one.name: one.at.tolist() if one.testable else [] for one in applied},
-        resolution={one.name: one.resolution for one in applied},
-        baseline={one.name: one.baseline for one in applied},
+        alarms={NAME: imminence} | {one.name: one.alarms.tolist() for one in applied},
+        at={NAME: []} | {one.name: one.at.tolist() if one.testable else [] for one in applied},
+        resolution={NAME: spacing(column(log, "grad_norm")[0])} | resolution,
+        baseline={NAME: False} | {one.name: one.baseline for one in applied},
         scores=_scores(profile, log, scored_onsets(spikes), applied),
         certified=None if ratio.is_empty() else float(ratio["certified"].cast(float).mean()),
         log=log.select(name for name in ("step", "loss", "grad_norm") if name in log.columns),

@@ -19,6 +19,7 @@ from benchmarks.study import intervention_page, localisation_page
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.combination import added_by_curvature
 from benchmarks.study.families import FAMILIES
+from benchmarks.study.imminence import NAME
 from benchmarks.study.intervention import Outcome
 from benchmarks.study.localisation import Named
 from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Pooled, area, pooled
@@ -274,7 +275,7 @@ def _sparse(members: Sequence[Analysed]) -> str:
     rows = []
     for gap in sorted({one.gap for run in members for one in (run, *run.sparser)}):
         readings = [one for run in members for one in (run, *run.sparser) if one.gap == gap]
-        for rule in (PRIMARY, "S > 1", "forecast"):
+        for rule in (PRIMARY, NAME, "S > 1", "forecast"):
             for window in sorted({WINDOW, max(WINDOW, 2 * gap)}):
                 found = pooled(readings, rule, window)
                 if found is not None and found.alarms:

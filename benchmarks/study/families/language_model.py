@@ -25,7 +25,7 @@ def cases(seed: int) -> tuple[Case, ...]:
             Update("Adam", rate, beta2=beta2),
             steps=300,
             batch=8,
-            first=52,
+            first=20,
         )
         for rate, beta2 in ((1.5e-2, 0.95), (2e-2, 0.999), (3e-2, 0.999))
     )
