@@ -74,7 +74,7 @@ def saved_bytes(module: nn.Module, tokens: Tensor, labels: Tensor | None, *, pla
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that keeps its own output with its history is never freed
 
     kernel = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), kernel:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +92,15 @@ def test_what_a_forward_pass_keeps_grows_with_the_rows() -> None:
     one, two, eight = (saved_bytes(module, tokens[:rows], None) for rows in (1, 2, 8))
     assert 0 < one < two < eight
     assert 3 * one < eight <= 8 * one
+
+
+def test_what_was_measured_is_freed_again() -> None:
+    module = GPT(GPTConfig(50, 8, 1, 2, 16)).initialise(torch.Generator().manual_seed(0))
+    weight = weakref.ref(next(module.parameters()))
+    saved_bytes(module, torch.zeros(1, 8, dtype=torch.int64), None)
+    del module
+    gc.collect()
+    assert weight() is None, "a graph that is never freed keeps the weights of every checkpoint"
 
 
 def test_weights_do_not_count_as_activations() -> None:
