@@ -142,7 +142,7 @@ def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_smoke_study_runs_from_its_command_and_is_not_made_twice(tmp_path):
     def study() -> str:
         command = [sys.executable, "-m", "benchmarks.study", "--smoke", "--jobs", "1"]
