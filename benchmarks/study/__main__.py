@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study import injection, intervention, page
-from benchmarks.study.analysis import trained_only
+from benchmarks.study.analysis import analysed, trained_only
 from benchmarks.study.case import FRESH, Case
 from benchmarks.study.families import FAMILIES
-from benchmarks.study.workers import all_analysed, all_asked, all_tried, one_thread
+from benchmarks.study.intervention import tried
+from benchmarks.study.localisation import asked
+from benchmarks.study.workers import one_thread, side_by_side
 
 #: Short runs of four kinds: one that blows up, one that diverges, one of a raised rate, one of bad batches.
 SMOKE = ("D-lr0.15-seed0", "I-lr0.03-b0.999-seed0", "F-x20-none-seed0", "G-labels-seed0")
@@ -125,21 +127,36 @@ def main() -> None:
     began = time.monotonic()
     runs = []
     if set(chosen.experiments) & set("12"):
-        runs = sorted(all_analysed(found, chosen.cache, chosen.jobs), key=lambda run: run.case.name)
+        made = side_by_side(
+            analysed,
+            found,
+            chosen.cache,
+            chosen.jobs,
+            lambda run: f"{len(run.onsets)} onsets, {run.seconds:.0f} s",
+        )
+        runs = sorted(made, key=lambda run: run.case.name)
     outcomes = []
     if "3" in chosen.experiments:
         acted_on = intervened(chosen.families, smoke=chosen.smoke)
-        outcomes = sorted(
-            (one for done in all_tried(acted_on, chosen.cache, chosen.jobs) for one in done),
-            key=lambda one: one.run,
+        all_tried = side_by_side(
+            tried,
+            acted_on,
+            chosen.cache,
+            chosen.jobs,
+            lambda done: f"{', '.join(str(one.onsets) for one in done)} onsets",
         )
+        outcomes = sorted((one for done in all_tried for one in done), key=lambda one: one.run)
     named = []
     if "4" in chosen.experiments:
         faults = injection.runs()[SMOKE_FAULT : SMOKE_FAULT + 1] if chosen.smoke else injection.runs()
-        named = sorted(
-            (one for done in all_asked(faults, chosen.cache, chosen.jobs) for one in done),
-            key=lambda one: (one.run, one.since),
+        all_asked = side_by_side(
+            asked,
+            faults,
+            chosen.cache,
+            chosen.jobs,
+            lambda done: f"{sum(one.right for one in done)} of {len(done)} answers right",
         )
+        named = sorted((one for done in all_asked for one in done), key=lambda one: (one.run, one.since))
     written = page.write(
         runs,
         out,

@@ -21,7 +21,7 @@ from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.relate.relations import scored_onsets
 from hnf_offline.relate.rules import rules, scored_range
-from hnf_offline.relate.series import column, last_at_or_before, points, spacing
+from hnf_offline.relate.series import column, last_at_or_before, points
 from hnf_offline.run import open_run
 
 SETTINGS = ProfileSettings(tier="stability", device="cpu")
@@ -125,6 +125,7 @@ def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, o
         one for one in rules(profile, log, spikes, all_alarms(profile, log, spikes), gap) if one.layer == ""
     ]
     imminence = [step for step, _ in imminent(profile, log, spikes)]
+    at = {one.name: one.at.tolist() if one.testable else [] for one in applied}
     resolution = {one.name: one.resolution for one in applied}
     return Analysed(
         case=case,
@@ -134,8 +135,8 @@ def read(case: Case, profile: pl.DataFrame, log: pl.DataFrame, every: int = 1, o
         failed=bool(failures),
         gap=gap,
         alarms={NAME: imminence} | {one.name: one.alarms.tolist() for one in applied},
-        at={NAME: []} | {one.name: one.at.tolist() if one.testable else [] for one in applied},
-        resolution={NAME: spacing(column(log, "grad_norm")[0])} | resolution,
+        at={NAME: list(range(first, last + 1))} | at,
+        resolution={NAME: gap} | resolution,  # a surge is known to the step, what S shows to the checkpoint
         baseline={NAME: False} | {one.name: one.baseline for one in applied},
         scores=_scores(profile, log, scored_onsets(spikes), applied),
         certified=None if ratio.is_empty() else float(ratio["certified"].cast(float).mean()),

@@ -107,6 +107,8 @@ def surge_scores(log: pl.DataFrame, thresholds: Thresholds) -> tuple[NDArray[np.
     Returns:
         Steps, and z_t = (g_t - m_t) / s_t with the exponentially weighted mean and deviation of the rows before t;
         NaN in the first rows. Rows that are not finite are left out.
+
+    Source: ZClip (arXiv 2504.02507), whose decay is .97 and whose threshold is 2.5.
     """
     steps, norms = logged(log, "grad_norm")
     finite = np.isfinite(norms)
@@ -139,7 +141,8 @@ def _rushes(
     rates = one(profile, "optimizer.learning_rate")
     rate = dict(zip(rates.steps.tolist(), rates.values.tolist(), strict=True))
     # A raised learning rate raises S at once; what grows is the curvature.
-    curvature = series.values / np.array([rate.get(step) or 1.0 for step in series.steps.tolist()])
+    at_looks = np.array([rate.get(step, np.nan) for step in series.steps.tolist()])
+    curvature = series.values / at_looks if (at_looks > 0).all() else series.values
     for row, (step, value) in enumerate(zip(series.steps.tolist(), series.values.tolist(), strict=True)):
         onset = _last(onsets, step)
         begin = -(2**62) if onset is None else onset + thresholds.refractory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.study.case import Addition, Case, Text, Update
-from benchmarks.study.training import Fault, record
+from benchmarks.study.training import Fault, kept, record
 from hnf_offline.run.model.gpt import GPTConfig
 
 #: Step at which a fault begins, steps before and after that have checkpoints, and the gap between them.
@@ -133,11 +132,6 @@ def trained_with_fault(injected: Injected, cache: Path) -> Path:
     Returns:
         Its folder.
     """
-    folder = cache / "injected" / injected.folder
-    if not folder.exists():
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        record(injected.case, unfinished, fault(injected))
-        unfinished.rename(folder)
-    return folder
+    return kept(
+        cache / "injected" / injected.folder, lambda folder: record(injected.case, folder, fault(injected))
+    )

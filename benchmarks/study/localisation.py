@@ -125,8 +125,13 @@ def answers(profile: pl.DataFrame, module: str, quantity: str, how: str) -> list
     layers = sorted(rows["layer"].unique().to_list())
     of_module = np.array([layer == module or layer.startswith(f"{module}.") for layer in layers], bool)
     if quantity == "weight.nonfinite":  # told of layers that have some; all others have none
+        others = profile.filter((pl.col("quantity") == "gradient.norm") & (pl.col("layer") != ""))["layer"]
+        every = set(layers) | set(others.to_list())
+        chance = sum(layer == module or layer.startswith(f"{module}.") for layer in every) / max(
+            1, len(every)
+        )
         return [
-            (step, bool(of_module[np.argmax(values)]), 1.0)
+            (step, bool(of_module[np.argmax(values)]), chance)
             for step, values in zip(*matrix(rows, layers), strict=True)
             if step >= AT and np.nanmax(values) > 0
         ]

@@ -19,7 +19,7 @@ SAID = {
     "dead": "the module's weights are set to zero and stay there",
     "nan": "one weight of the module becomes NaN; the next loss is NaN and the run ends",
 }
-#: Of the last stretch a quantity is right at, beyond chance, to be told in the first sentence.
+#: Quantities that the first paragraph names of each kind.
 TOLD = 3
 
 

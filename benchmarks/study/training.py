@@ -24,19 +24,22 @@ def trained(case: Case, cache: Path) -> Path:
     Returns:
         Its folder.
     """
-    folder = cache / "runs" / case.folder
+    return kept(cache / "runs" / case.folder, lambda folder: record(case, folder))
+
+
+def kept(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make a folder, unless it is there; it appears when it is whole.
+
+    Returns:
+        The folder.
+    """
     if not folder.exists():
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        train(case, folder)
+        make(unfinished)
+        unfinished.rename(folder)
     return folder
-
-
-def train(case: Case, folder: Path) -> None:
-    """Train a run into a new folder; the folder appears when the run is whole."""
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    record(case, unfinished)
-    unfinished.rename(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from benchmarks.study.__main__ import SMOKE, cases, wanted_seeds
 from benchmarks.study.case import FRESH, Addition, Text, Update
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.tasks import source, text, transitions
-from benchmarks.study.training import train
+from benchmarks.study.training import kept, record
 from hnf_offline.run import open_run
 
 EVERY = cases("".join(FAMILIES), "both") + cases("".join(FAMILIES), "fresh")
@@ -100,9 +100,9 @@ def test_a_run_is_given_again_by_its_name(letter, tmp_path):
     case = replace(FAMILIES[letter].cases(1)[0], steps=70, first=52)
     (tmp_path / "one.unfinished").mkdir()  # as an interrupted training leaves it
     (tmp_path / "one.unfinished" / "log.jsonl").write_text("{}\n")
-    train(case, tmp_path / "one")
-    train(case, tmp_path / "two")
-    train(replace(case, seed=3), tmp_path / "other")
+    for name, run in (("one", case), ("two", case), ("other", replace(case, seed=3))):
+        kept(tmp_path / name, lambda folder, run=run: record(run, folder))
+    kept(tmp_path / "one", lambda _: pytest.fail("made twice"))
     one, two, other = (open_run(tmp_path / name) for name in ("one", "two", "other"))
     assert one.log is not None and two.log is not None and other.log is not None
     assert one.log.rows.equals(two.log.rows) and not one.log.rows.equals(other.log.rows)

@@ -118,9 +118,11 @@ def test_scores_use_rows_before_alone_and_leave_out_what_is_not_finite():
     assert np.array_equal(scores[:99], again[:99], equal_nan=True)
     past = norms[:80][np.isfinite(norms[:80])]
     weights = CHOSEN.decay ** np.arange(past.size)[::-1]
-    mean = float((weights * past).sum() / weights.sum())
+    weights /= weights.sum()
+    mean = float(weights @ past)
+    variance = float(weights @ (past - mean) ** 2) / (1 - float(weights @ weights))
     row = int(np.flatnonzero(steps == 81)[0])
-    assert np.sign(scores[row]) == np.sign(norms[80] - mean)
+    assert scores[row] == pytest.approx((norms[80] - mean) / variance**0.5)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -101,8 +101,13 @@ def test_weights_that_are_not_finite_name_the_layer_that_has_them():
     rows = profile({AT: (math.nan, math.nan, math.nan, math.nan)}, "weight.nonfinite").with_columns(
         value=pl.Series([0.0, 0.0, 0.25, 0.0])
     )
-    assert answers(rows, "b", "weight.nonfinite", "value") == [(AT, True, 1.0)]
-    assert answers(rows, "a", "weight.nonfinite", "value") == [(AT, False, 1.0)]
+    assert answers(rows, "b", "weight.nonfinite", "value") == [(AT, True, 0.5)]
+    assert answers(rows, "a", "weight.nonfinite", "value") == [(AT, False, 0.25)]
+    alone = rows.filter(pl.col("layer") == "b.key")
+    both = pl.concat([alone, profile({AT - 4: (1.0, 1.0, 1.0, 1.0)})])
+    assert answers(both, "b", "weight.nonfinite", "value") == [(AT, True, 0.5)], (
+        "healthy layers have no such row"
+    )
 
 
 def named(run: str, quantity: str, right: list[bool], kind: str = "ramp") -> list[Named]:
@@ -127,6 +132,10 @@ def test_the_page_says_what_finds_a_fault_and_what_does_not():
     bad = [one for k in range(4) for one in named(f"r{k}", "gradient norm *", [False] * 6)]
     assert headline("ramp", findings(good + bad)) == "What finds ramp: mass (4 of 4 runs, after 0 steps)."
     assert headline("ramp", findings(bad)) == "Nothing surely finds ramp."
+    nan = [Named(f"r{k}", "nan", "text", "weights that are not finite *", 0, True, 0.1) for k in range(3)]
+    assert headline("nan", findings(nan)).startswith(
+        "What finds nan: weights that are not finite (3 of 3 runs"
+    )
     text = "\n".join(section(good + bad))
     assert "| gradient norm * | 4 | 0.00 [0.00, 0.00] |" in text and "4 runs of 1 architectures" in text
     assert named_table(good + bad).height == 48

@@ -124,8 +124,7 @@ def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
 def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
     places = []
     monkeypatch.setattr(page, "write", lambda runs, out, **_: places.append(str(out)))
-    for work in ("all_analysed", "all_tried", "all_asked"):
-        monkeypatch.setattr(f"benchmarks.study.__main__.{work}", lambda *_: [])
+    monkeypatch.setattr("benchmarks.study.__main__.side_by_side", lambda *_: [])
     for typed in (
         [],
         ["--seeds", "fresh"],
@@ -139,6 +138,26 @@ def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["study", *typed])
         main()
     assert places == ["reports/study"] * 2 + ["reports/study-part"] * 5 + ["x"]
+
+
+def test_each_experiment_gets_its_own_runs(monkeypatch, tmp_path):
+    asked_for = {}
+    monkeypatch.setattr(page, "write", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "benchmarks.study.__main__.side_by_side",
+        lambda work, chosen, *_: asked_for.update({work.__name__: len(chosen)}) or [],
+    )
+    for typed, expected in (
+        (["--experiments", "3"], {"tried": 24}),
+        (["--experiments", "3", "--families", "AC"], {"tried": 8}),
+        (["--experiments", "4"], {"asked": 30}),
+        (["--experiments", "1", "--families", "D", "--seeds", "0"], {"analysed": 4}),
+        (["--smoke"], {"analysed": 4, "tried": 1, "asked": 1}),
+    ):
+        asked_for.clear()
+        monkeypatch.setattr(sys, "argv", ["study", *typed, "--out", str(tmp_path)])
+        main()
+        assert asked_for == expected
 
 
 @pytest.mark.slow
