@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks.study.analysis import analysed, read
 from benchmarks.study.families import FAMILIES
+from benchmarks.study.imminence import NAME, imminent
 from hnf_offline import synthetic
+from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.relate.rules import STABILITY_RULES, merged
@@ -37,6 +39,16 @@ def test_alarms_and_spikes_are_those_of_the_report(blown_up, tmp_path):
     ]
     assert run.alarms["stability alarm"] == merged(known, 16).tolist() and known
     assert run.last == run.onsets[0] and run.first == 202
+
+
+def test_the_imminence_alarm_is_scored_at_the_resolution_of_checkpoints(blown_up):
+    run, cache = blown_up
+    profile = pl.read_parquet(cache / "profiles" / run.case.folder / "profile.parquet")
+    log = open_run(cache / "runs" / run.case.folder).log
+    assert log is not None
+    raised = [step for step, _ in imminent(profile, log.rows, find_spikes(log.rows, rule="robust"))]
+    assert run.alarms[NAME] == raised and raised, "this run blows up"
+    assert run.resolution[NAME] == run.gap and run.at[NAME][:2] == [run.first, run.first + 1]
 
 
 def test_scores_are_those_of_the_profile_and_of_the_log_up_to_then(blown_up):
