@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.study import injection, intervention, page
 from benchmarks.study.analysis import analysed, trained_only
+from benchmarks.study.archive import Archive
 from benchmarks.study.case import FRESH, Case
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.intervention import tried
@@ -86,6 +87,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where the page goes; reports/study, or reports/study-part for a part of it"
     )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep what the page's folder holds of other runs: the study in parts",
+    )
     parser.add_argument("--smoke", action="store_true", help="four short runs: whether it works at all")
     parser.add_argument(
         "--experiments",
@@ -113,7 +119,7 @@ def main() -> None:
         and {"3", "4"} <= set(chosen.experiments)
         and bool(set(chosen.experiments) & set("12"))
     )
-    out = chosen.out or Path("reports/study" if whole else "reports/study-part")
+    out = chosen.out or Path("reports/study" if whole or chosen.add else "reports/study-part")
     found = (
         [case for letter in FAMILIES for case in FAMILIES[letter].cases(0) if case.name in SMOKE]
         if chosen.smoke
@@ -157,14 +163,9 @@ def main() -> None:
             lambda done: f"{sum(one.right for one in done)} of {len(done)} answers right",
         )
         named = sorted((one for done in all_asked for one in done), key=lambda one: (one.run, one.since))
-    written = page.write(
-        runs,
-        out,
-        command=" ".join(sys.argv[1:]),
-        seconds=time.monotonic() - began,
-        interventions=outcomes,
-        named=named,
-    )
+    made = page.made_now(" ".join(sys.argv[1:]), time.monotonic() - began)
+    part = Archive(tuple(runs), tuple(outcomes), tuple(named), (made,))
+    written = page.write(Archive.load(out).with_part(part) if chosen.add else part, out)
     print(written)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from hnf_offline.run.model.gpt import GPTConfig
 
@@ -102,6 +103,23 @@ class Case:
     every: int = 8
     bad_labels: tuple[int, ...] = field(default=())
     bad_text: tuple[int, ...] = field(default=())
+
+    @classmethod
+    def declared(cls, written: dict[str, Any]) -> Case:
+        """Read a case back from its fields, as JSON holds them.
+
+        Returns:
+            The case.
+        """
+        task = written["task"]
+        return cls(**{
+            **written,
+            "model": GPTConfig(**written["model"]),
+            "task": Addition(**task) if "modulus" in task else Text(**task),
+            "update": Update(**written["update"]),
+            "bad_labels": tuple(written["bad_labels"]),
+            "bad_text": tuple(written["bad_text"]),
+        })
 
     @property
     def name(self) -> str:

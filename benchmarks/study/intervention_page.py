@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-
-import polars as pl
 
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.intervention import ARMS, LAST_STEPS, STALLED, Effect, Outcome, effects
@@ -61,15 +58,6 @@ def headline(found: Sequence[Effect]) -> str:
         told = "; ".join(f"{one.arm} ({figure(one.fewer)} times)" for one in others)
         sentences.append(f"Not surely fewer: {told}.")
     return " ".join(sentences)
-
-
-def outcome_table(outcomes: Sequence[Outcome]) -> pl.DataFrame:
-    """Tell every outcome, for whoever wants to compare them otherwise.
-
-    Returns:
-        One row a run and policy.
-    """
-    return pl.DataFrame([asdict(one) for one in outcomes])
 
 
 def _effects(found: Sequence[Effect]) -> str:

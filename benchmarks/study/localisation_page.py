@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 import numpy as np
-import polars as pl
 
 from benchmarks.study.injection import JUMPED, KINDS, RAMP_STEPS, RAMPED, SCALED
 from benchmarks.study.localisation import STRETCHES, Finding, Named, findings
@@ -95,12 +93,3 @@ def _table(found: Sequence[Finding]) -> str:
         for one in found
     ]
     return table(head, rows)
-
-
-def named_table(named: Sequence[Named]) -> pl.DataFrame:
-    """Tell every answer.
-
-    Returns:
-        One row a run, quantity and checkpoint.
-    """
-    return pl.DataFrame([asdict(one) for one in named])

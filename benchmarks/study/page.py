@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +15,10 @@ import polars as pl
 
 from benchmarks.study import intervention_page, localisation_page
 from benchmarks.study.analysis import CURVATURE, Analysed
+from benchmarks.study.archive import Archive
 from benchmarks.study.combination import added_by_curvature
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.imminence import NAME
-from benchmarks.study.intervention import Outcome
-from benchmarks.study.localisation import Named
 from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Pooled, area, pooled
 from benchmarks.study.tables import decimal, figure, leads, rate, table
 from benchmarks.study.thumbnails import sheet
@@ -29,62 +26,79 @@ from hnf_offline.relate.relations import PRIMARY
 
 TITLE = "# Does curvature announce loss spikes?"
 WINDOW = 80
+#: Rules that are shown for each set of seeds apart, and the sets in the order in which they were looked at.
+SPLIT_RULES = (PRIMARY, NAME)
+SPLITS = ("tune", "test", "fresh")
 _PACKAGES = ("hnf_offline", "torch", "numpy", "polars", "scipy", "scikit-learn")
 
 
-def write(
-    runs: Sequence[Analysed],
-    out: Path,
-    *,
-    command: str,
-    seconds: float,
-    interventions: Sequence[Outcome] = (),
-    named: Sequence[Named] = (),
-) -> Path:
+def write(archive: Archive, out: Path) -> Path:
     """Write the page, its pictures and its tables.
 
     Args:
-        runs: what was analysed.
+        archive: what it is written from; it is saved beside the page.
         out: folder.
-        command: arguments that make it again.
-        seconds: what it took.
-        interventions: outcomes of experiment 3, where it was made.
-        named: answers of experiment 4, where it was made.
 
     Returns:
         The page's path.
     """
     out.mkdir(parents=True, exist_ok=True)
+    archive.save(out)
+    runs = archive.runs
     spikes, episodes = events(runs)
     spikes.write_parquet(out / "spikes.parquet")
     episodes.write_parquet(out / "episodes.parquet")
-    described = [{**asdict(run.case), "split": run.case.split, "onsets": list(run.onsets)} for run in runs]
-    made = {
+    for letter, members in by_family(runs).items():
+        sheet(members, out / f"family-{letter}.png")
+    paragraphs = list(_text(runs)) if runs else [TITLE]
+    if archive.interventions:
+        paragraphs += intervention_page.section(archive.interventions)
+    if archive.named:
+        paragraphs += localisation_page.section(archive.named)
+    paragraphs += _made(archive.made)
+    text = "\n\n".join(paragraphs) + "\n"
+    page = out / "README.md"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def made_now(command: str, seconds: float) -> dict[str, Any]:
+    """Say how a part of the study is made.
+
+    Args:
+        command: arguments that make it again.
+        seconds: what it took.
+
+    Returns:
+        Command, seconds, time, machine, versions.
+    """
+    return {
         "command": f"python -m benchmarks.study {command}".strip(),
         "seconds": round(seconds),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
-    (out / "study.json").write_text(json.dumps({"made": made, "runs": described}, indent=1), encoding="utf-8")
-    by_family = {
-        letter: [run for run in runs if run.case.family == letter]
-        for letter in FAMILIES
-        if any(run.case.family == letter for run in runs)
-    }
-    for letter, members in by_family.items():
-        sheet(members, out / f"family-{letter}.png")
-    paragraphs = list(_text(by_family, made)) if runs else [TITLE]
-    if interventions:
-        intervention_page.outcome_table(interventions).write_parquet(out / "interventions.parquet")
-        paragraphs += intervention_page.section(interventions)
-    if named:
-        localisation_page.named_table(named).write_parquet(out / "localisation.parquet")
-        paragraphs += localisation_page.section(named)
-    text = "\n\n".join(paragraphs) + "\n"
-    page = out / "README.md"
-    page.write_text(text, encoding="utf-8")
-    return page
+
+
+def _made(made: Sequence[dict[str, Any]]) -> Iterable[str]:
+    yield "## How it was made"
+    yield (
+        "What took long is kept between commands, so a time is that of what was still missing. What every run was, "
+        "is in `study.json`; what is scored, in `readings/`, one row a run and gap; spikes and alarm episodes also in "
+        "`spikes.parquet` and `episodes.parquet`."
+    )
+    rows = [
+        [
+            f"`{one['command']}`",
+            f"{one['seconds'] / 60:.0f} min",
+            one["machine"],
+            one["time"][:10],
+            ", ".join(f"{name} {number}" for name, number in one["versions"].items()),
+        ]
+        for one in made
+    ]
+    yield table(["command", "time", "machine", "day", "versions"], rows)
 
 
 def events(runs: Sequence[Analysed]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -125,20 +139,44 @@ def events(runs: Sequence[Analysed]) -> tuple[pl.DataFrame, pl.DataFrame]:
     )
 
 
-def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterable[str]:
-    every = [run for members in by_family.values() for run in members]
+def by_family(runs: Sequence[Analysed]) -> dict[str, list[Analysed]]:
+    """Sort runs by family.
+
+    Returns:
+        By letter, in the order in which families are declared; only those that have runs.
+    """
+    members = {letter: [run for run in runs if run.case.family == letter] for letter in FAMILIES}
+    return {letter: found for letter, found in members.items() if found}
+
+
+def unseen(runs: Sequence[Analysed]) -> list[Analysed]:
+    """Leave out the runs on which thresholds were chosen.
+
+    Returns:
+        Runs of test and fresh seeds; all, where there are no others than tuning seeds.
+    """
+    return [run for run in runs if run.case.split != "tune"] or list(runs)
+
+
+def _text(runs: Sequence[Analysed]) -> Iterable[str]:
+    every = unseen(runs)
+    families = by_family(every)
     yield TITLE
-    yield headline(by_family)
+    yield headline(families)
     splits = sorted({run.case.split for run in every})
+    tuned = len(runs) - len(every)
     yield (
-        f"{len(every)} runs ({', '.join(splits)} seeds), {sum(len(run.onsets) for run in every)} onsets, "
-        f"{sum(run.failed for run in every)} runs that failed for good. `{made['command']}`, "
-        f"{made['seconds'] / 60:.0f} min on {made['machine']}. A lead counts from 1 step to the window; the 40 steps "
-        "after an onset are not scored, nor is what follows the onset of a failure for good; chance places as many "
-        "episodes at random in each run. Brackets hold 95 % bootstrap intervals over runs, left out below three runs."
+        f"{len(every)} runs ({' and '.join(splits)} seeds), {sum(len(run.onsets) for run in every)} onsets, "
+        f"{sum(run.failed for run in every)} runs that failed for good. "
+        + (f"The {tuned} runs on which thresholds were chosen are not among them. " if tuned else "")
+        + "A lead counts from 1 step to the window; the 40 steps after an onset are not scored, nor is what follows "
+        "the onset of a failure for good; chance places as many episodes at random in each run. Brackets hold 95 % "
+        "bootstrap intervals over runs, left out below three runs."
     )
     yield "## Experiment 1: alarms"
-    for letter, members in by_family.items():
+    yield f"### By set of seeds, leads of up to {WINDOW} steps"
+    yield _by_split(runs)
+    for letter, members in families.items():
         yield f"### {letter}. {FAMILIES[letter].title}"
         yield f"Expected beforehand: {FAMILIES[letter].expected}."
         yield _runs(members)
@@ -153,12 +191,12 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
     )
     yield _sparse(every)
     yield "## Experiment 2: scores"
-    for letter, members in by_family.items():
+    for letter, members in families.items():
         ranked = _areas(members)
         if ranked:
             yield f"### {letter}. {FAMILIES[letter].title}"
             yield ranked
-    combined = _combined(by_family)
+    combined = _combined(families)
     if combined:
         yield "### What curvature adds"
         yield (
@@ -168,7 +206,7 @@ def _text(by_family: dict[str, list[Analysed]], made: dict[str, Any]) -> Iterabl
         yield combined
 
 
-def headline(by_family: dict[str, list[Analysed]]) -> str:
+def headline(families: dict[str, list[Analysed]]) -> str:
     """Say in one paragraph where the stability alarm announces spikes and where not, failures as plainly.
 
     An alarm is said to announce where the lower ends of its recall's and its precision's intervals lie above chance.
@@ -177,7 +215,7 @@ def headline(by_family: dict[str, list[Analysed]]) -> str:
         Sentences.
     """
     holds, fails, mute, silent = [], [], [], []
-    for letter, members in by_family.items():
+    for letter, members in families.items():
         found = pooled(members, PRIMARY, WINDOW)
         name = FAMILIES[letter].title
         if found is None:
@@ -271,6 +309,45 @@ def _alarms(members: Sequence[Analysed], window: int) -> str:
     return f"{said}\n\n{table(head, rows)}{after}"
 
 
+def _by_split(runs: Sequence[Analysed]) -> str:
+    rows = [
+        [
+            f"{letter}. {FAMILIES[letter].title}",
+            split,
+            str(found.runs),
+            str(found.spikes),
+            rule,
+            str(found.alarms),
+            figure(found.recall),
+            decimal(found.chance_recall),
+            figure(found.precision),
+            decimal(found.chance_precision),
+            leads(found),
+            rate(found.false_alarms_per_1000),
+        ]
+        for letter, members in by_family(runs).items()
+        for rule in SPLIT_RULES
+        for split in SPLITS
+        for found in [pooled([run for run in members if run.case.split == split], rule, WINDOW)]
+        if found is not None
+    ]
+    head = [
+        "family",
+        "seeds",
+        "runs",
+        "spikes",
+        "rule",
+        "alarms",
+        "recall",
+        "chance",
+        "precision",
+        "chance",
+        "lead",
+        "false per 1000",
+    ]
+    return table(head, rows)
+
+
 def _sparse(members: Sequence[Analysed]) -> str:
     rows = []
     for gap in sorted({one.gap for run in members for one in (run, *run.sparser)}):
@@ -318,7 +395,7 @@ def _areas(members: Sequence[Analysed]) -> str:
     return table(head, rows)
 
 
-def _combined(by_family: dict[str, list[Analysed]]) -> str:
+def _combined(families: dict[str, list[Analysed]]) -> str:
     rows = [
         [
             f"{one.family}. {FAMILIES[one.family].title}",
@@ -329,7 +406,7 @@ def _combined(by_family: dict[str, list[Analysed]]) -> str:
             figure(one.difference),
         ]
         for horizon in HORIZONS
-        for one in added_by_curvature(by_family, horizon)
+        for one in added_by_curvature(families, horizon)
     ]
     head = ["family left out", "horizon", "checkpoints", "without curvature", "with", "difference"]
     return table(head, rows) if rows else ""

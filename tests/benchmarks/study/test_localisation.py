@@ -13,7 +13,7 @@ import torch
 from benchmarks.study.case import Update
 from benchmarks.study.injection import AT, KINDS, RAMPED, Injected, fault, runs, trained_with_fault
 from benchmarks.study.localisation import Named, answers, asked, findings, moved
-from benchmarks.study.localisation_page import headline, named_table, section
+from benchmarks.study.localisation_page import headline, section
 from hnf_offline.run import open_run
 from hnf_offline.run.model.gpt import GPT
 
@@ -138,7 +138,6 @@ def test_the_page_says_what_finds_a_fault_and_what_does_not():
     )
     text = "\n".join(section(good + bad))
     assert "| gradient norm * | 4 | 0.00 [0.00, 0.00] |" in text and "4 runs of 1 architectures" in text
-    assert named_table(good + bad).height == 48
 
 
 def test_a_jump_of_one_modules_rate_is_saved_with_the_run_and_found(tmp_path, monkeypatch):

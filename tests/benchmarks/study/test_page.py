@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.study import page
 from benchmarks.study.__main__ import main
-from benchmarks.study.page import announces_more_than_chance, events, headline, write
+from benchmarks.study.archive import Archive
+from benchmarks.study.page import announces_more_than_chance, events, headline, made_now, write
 from benchmarks.study.scoring import pooled
 from benchmarks.study.thumbnails import drawn
 from tests.benchmarks.study.planted import run
@@ -54,8 +55,8 @@ def test_better_than_chance_needs_both_shares_and_three_runs():
 
 
 def test_every_spike_and_episode_is_in_the_tables(tmp_path):
-    runs = [announcing(0), run([], [204], seed=1, family="C")]
-    written = write(runs, tmp_path / "out", command="--smoke", seconds=60)
+    runs = [announcing(0), run([], [204], seed=2, family="C")]
+    written = write(Archive(tuple(runs), made=(made_now("--smoke", 60),)), tmp_path / "out")
     text = written.read_text()
     assert (
         "![runs of family A](family-A.png)" in text
@@ -69,19 +70,19 @@ def test_every_spike_and_episode_is_in_the_tables(tmp_path):
     ]
     assert episodes.filter(pl.col("run") == runs[0].case.name)["step"].to_list() == [276, 476, 684]
     told = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert told["runs"][0]["onsets"] == [300, 500, 700] and told["made"]["command"].endswith("--smoke")
-    assert "torch" in told["made"]["versions"]
+    assert told["runs"][0]["onsets"] == [300, 500, 700] and told["made"][0]["command"].endswith("--smoke")
+    assert "torch" in told["made"][0]["versions"] and "`python -m benchmarks.study --smoke` | 1 min" in text
 
 
 def test_fewer_checkpoints_are_told_by_gap_and_healthy_runs_count_there_too(tmp_path):
     few = [
         replace(announcing(seed), sparser=(run([300, 500, 700], [484], gap=32, seed=seed),))
-        for seed in range(3)
+        for seed in (1, 3, 5)
     ]
     healthy = replace(
-        run([], [], seed=4, family="C"), sparser=(run([], [260, 484], gap=32, seed=4, family="C"),)
+        run([], [], seed=7, family="C"), sparser=(run([], [260, 484], gap=32, seed=7, family="C"),)
     )
-    text = write([*few, healthy], tmp_path, command="", seconds=1).read_text()
+    text = write(Archive((*few, healthy)), tmp_path).read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| 8 | ", "| 32 | "))]
     told = {row[0]: row for row in rows}
     assert told["| 8"][3] == told["| 32"][3] == "4"
@@ -91,8 +92,8 @@ def test_fewer_checkpoints_are_told_by_gap_and_healthy_runs_count_there_too(tmp_
 
 
 def test_how_much_of_s_is_certified_stands_beside_every_family(tmp_path):
-    half = [replace(announcing(seed), certified=share) for seed, share in enumerate((1.0, 0.0))]
-    text = write([*half, run([], [], seed=2, family="C")], tmp_path, command="", seconds=1).read_text()
+    half = [replace(announcing(seed), certified=share) for seed, share in ((1, 1.0), (3, 0.0))]
+    text = write(Archive((*half, run([], [], seed=5, family="C"))), tmp_path).read_text()
     assert "S is certified at 50% of a run's checkpoints." in text and "S was not measured." in text
 
 
@@ -123,7 +124,7 @@ def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
 
 def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
     places = []
-    monkeypatch.setattr(page, "write", lambda runs, out, **_: places.append(str(out)))
+    monkeypatch.setattr(page, "write", lambda archive, out: places.append(str(out)))
     monkeypatch.setattr("benchmarks.study.__main__.side_by_side", lambda *_: [])
     for typed in (
         [],
@@ -134,15 +135,16 @@ def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
         ["--experiments", "12"],
         ["--experiments", "123"],
         ["--out", "x"],
+        ["--families", "D", "--add"],
     ):
         monkeypatch.setattr(sys, "argv", ["study", *typed])
         main()
-    assert places == ["reports/study"] * 2 + ["reports/study-part"] * 5 + ["x"]
+    assert places == ["reports/study"] * 2 + ["reports/study-part"] * 5 + ["x", "reports/study"]
 
 
 def test_each_experiment_gets_its_own_runs(monkeypatch, tmp_path):
     asked_for = {}
-    monkeypatch.setattr(page, "write", lambda *_, **__: None)
+    monkeypatch.setattr(page, "write", lambda *_: None)
     monkeypatch.setattr(
         "benchmarks.study.__main__.side_by_side",
         lambda work, chosen, *_: asked_for.update({work.__name__: len(chosen)}) or [],
