@@ -113,6 +113,13 @@ GradientCheck = Annotated[
         help="Also hold the gradient against differences of the loss in float64: does backward fit forward?",
     ),
 ]
+Koopman = Annotated[
+    bool,
+    typer.Option(
+        "--koopman",
+        help="Also the dynamic modes of every block (residual Koopman spectra), which --tier full has by itself.",
+    ),
+]
 Accuracy = Annotated[
     AccuracyName,
     typer.Option(
@@ -242,6 +249,7 @@ def profile_settings(
     traces: int = 0,
     density: bool = False,
     gradient_check: bool = False,
+    koopman: bool = False,
 ) -> ProfileSettings:
     """Turn options into the settings of a profile.
 
@@ -260,6 +268,8 @@ def profile_settings(
         raise UsageError(
             f"--gradient-check is not measured by --tier {tier.value}", remedy="use --tier gradient"
         )
+    if koopman and TIERS.index(tier) < TIERS.index("forward"):
+        raise UsageError(f"--koopman is not measured by --tier {tier.value}", remedy="use --tier forward")
     if traces and TIERS.index(tier) < TIERS.index("curvature"):
         raise UsageError(f"--traces is not measured by --tier {tier.value}", remedy="use --tier curvature")
     first, last = step_range(steps)
@@ -281,6 +291,7 @@ def profile_settings(
         traces=traces,
         density=density,
         gradient_check=gradient_check,
+        koopman=koopman,
     )
 
 

@@ -17,6 +17,7 @@ from hnf_offline.options import (
     Force,
     GradientCheck,
     Json,
+    Koopman,
     Layers,
     Manifest,
     Map,
@@ -53,6 +54,7 @@ def profile(
     traces: Traces = 0,
     density: Density = False,
     gradient_check: GradientCheck = False,
+    koopman: Koopman = False,
     accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
@@ -86,6 +88,7 @@ def profile(
         traces=traces,
         density=density,
         gradient_check=gradient_check,
+        koopman=koopman,
     )
     folder, remark = output_folder(out, (run,), force=force)
     if not run.checkpoints:

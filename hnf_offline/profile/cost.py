@@ -104,6 +104,8 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     whole = FORWARDS["whole product"] + again
     if settings.density:
         passes += FORWARDS["graph"] + DENSITY_PRODUCTS * whole * (2 if with_state else 1)
+    if settings.koopman or tier >= TIERS.index("full"):
+        passes += 1.0
     if tier < TIERS.index("gradient"):
         return passes
     if len(session.batch.tokens) >= FEWEST_ROWS:

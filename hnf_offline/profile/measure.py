@@ -14,6 +14,7 @@ from hnf_offline.profile.gradients import check_rows
 from hnf_offline.profile.maps import map_rows, precision_rows
 from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
 from hnf_offline.profile.memory import MemoryPlan, copies_together
+from hnf_offline.profile.residual_modes import mode_rows
 from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
@@ -38,6 +39,8 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
     if tier < TIERS.index("forward"):
         return rows + alone_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))
     rows += forward_rows(subject)
+    if settings.koopman or tier >= TIERS.index("full"):
+        rows += mode_rows(subject, settings.seed)
     if tier >= TIERS.index("gradient"):
         rows += derivative_rows(
             subject,

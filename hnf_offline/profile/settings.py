@@ -29,6 +29,7 @@ class ProfileSettings:
         traces: products for the trace of each layer, at least 4; 0 for no traces.
         density: also the spectral density of the whole model, some hundred products a checkpoint.
         gradient_check: also hold the gradient against differences of the loss in float64.
+        koopman: also the dynamic modes of every block, which tier full has by itself.
     """
 
     tier: str = "curvature"
@@ -45,6 +46,7 @@ class ProfileSettings:
     traces: int = 0
     density: bool = False
     gradient_check: bool = False
+    koopman: bool = False
 
 
 @dataclass(frozen=True, slots=True)

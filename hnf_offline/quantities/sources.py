@@ -144,14 +144,21 @@ _PROFILER = _of(
     ("Overhead", "hnf profile --plan"),
 )
 
-_KOOPMAN = ("koopman.near_unit_mass", "koopman.spectral_radius", "koopman.eigenvector_condition")
 _RKSP = _of(
     "rksp",
-    Measure(
-        "rksp",
+    (
         "Near-unit spectral mass of whitened dynamic mode decompositions of the residual stream",
-        remark=f"{_LATER}; whitening is a similarity and changes no eigenvalue",
-        awaited=_KOOPMAN,
+        "koopman.near_unit_mass, koopman.growing_mass, koopman.damped_mass, koopman.middle_mass, koopman.modes, "
+        "hnf profile --koopman",
+        "whitening is a similarity and changes no eigenvalue",
+    ),
+    (
+        "Reliability of the modes: residuals, nonlinearity",
+        "koopman.resolved_share, koopman.nonlinearity",
+    ),
+    (
+        "Spectral radius, non-normality, transient growth",
+        "koopman.spectral_radius, koopman.eigenvector_condition, koopman.kreiss",
     ),
     (
         "Probability of divergence from one forward pass at initialization",

@@ -122,7 +122,7 @@ def capture(module: nn.Module, layers: tuple[Layer, ...], tokens: Tensor, labels
     def before(path: str) -> Callable[..., None]:
         def hook(_part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             if path not in calls:
-                hidden = _hidden_state(arguments, keywords)
+                hidden = hidden_state(arguments, keywords)
                 given[path] = hidden, None if hidden is None else hidden.detach().clone()
 
         return hook
@@ -162,7 +162,7 @@ def capture(module: nn.Module, layers: tuple[Layer, ...], tokens: Tensor, labels
     return Captured(kept, scores)
 
 
-def _hidden_state(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
+def hidden_state(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
     """The first floating tensor that can be one: by position, then by the usual names, then any keyword."""
     named = [keywords[name] for name in _STATE_NAMES if name in keywords]
     for value in (*arguments, *named, *keywords.values()):
