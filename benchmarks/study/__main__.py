@@ -12,11 +12,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study import injection, intervention, page
+from benchmarks.study import initial, injection, intervention, page
 from benchmarks.study.analysis import analysed, trained_only
 from benchmarks.study.archive import Archive
 from benchmarks.study.case import FRESH, Case
 from benchmarks.study.families import FAMILIES
+from benchmarks.study.initial import begun
 from benchmarks.study.intervention import tried
 from benchmarks.study.localisation import asked
 from benchmarks.study.workers import one_thread, side_by_side
@@ -95,8 +96,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="four short runs: whether it works at all")
     parser.add_argument(
         "--experiments",
-        default="1234",
-        help="1 and 2: alarms and scores; 3: acting on them, and 4: which layer, on seeds of their own",
+        default="12345",
+        help="1 and 2: alarms and scores; of seeds of their own, 3: acting on them, 4: which layer, 5: from the start",
     )
     parser.add_argument(
         "--train-only", action="store_true", help="train and tell the spikes; profile nothing"
@@ -110,13 +111,13 @@ def main() -> None:
             wanted_seeds(chosen.seeds, letter)
         except ValueError:
             parser.error(f"--seeds {chosen.seeds} is neither tune, test, both, fresh nor numbers such as 0,2")
-    if not chosen.experiments or set(chosen.experiments) - set("1234"):
-        parser.error(f"--experiments {chosen.experiments}: there are 1 to 4")
+    if not chosen.experiments or set(chosen.experiments) - set("12345"):
+        parser.error(f"--experiments {chosen.experiments}: there are 1 to 5")
     whole = (
         not chosen.smoke
         and set(chosen.families) == set(FAMILIES)
         and chosen.seeds in {"both", "fresh"}
-        and {"3", "4"} <= set(chosen.experiments)
+        and {"3", "4", "5"} <= set(chosen.experiments)
         and bool(set(chosen.experiments) & set("12"))
     )
     out = chosen.out or Path("reports/study" if whole or chosen.add else "reports/study-part")
@@ -163,8 +164,15 @@ def main() -> None:
             lambda done: f"{sum(one.right for one in done)} of {len(done)} answers right",
         )
         named = sorted((one for done in all_asked for one in done), key=lambda one: (one.run, one.since))
+    beginnings = []
+    if "5" in chosen.experiments:
+        starts = [replace(initial.cases((0,))[-1], steps=SMOKE_STEPS)] if chosen.smoke else initial.cases()
+        all_begun = side_by_side(
+            begun, starts, chosen.cache, chosen.jobs, lambda one: "failed" if one.failed else "learned"
+        )
+        beginnings = sorted(all_begun, key=lambda one: one.run)
     made = page.made_now(" ".join(sys.argv[1:]), time.monotonic() - began)
-    part = Archive(tuple(runs), tuple(outcomes), tuple(named), (made,))
+    part = Archive(tuple(runs), tuple(outcomes), tuple(named), tuple(beginnings), (made,))
     written = page.write(Archive.load(out).with_part(part) if chosen.add else part, out)
     print(written)
 

@@ -12,15 +12,17 @@ import polars as pl
 
 from benchmarks.study import readings
 from benchmarks.study.analysis import Analysed
+from benchmarks.study.initial import Begun
 from benchmarks.study.intervention import Outcome
 from benchmarks.study.localisation import Named
 
 READINGS = "readings"
 INTERVENTIONS = "interventions.parquet"
 LOCALISATION = "localisation.parquet"
+BEGINNINGS = "beginnings.parquet"
 STUDY = "study.json"
 
-_Record = TypeVar("_Record", Analysed, Outcome, Named)
+_Record = TypeVar("_Record", Analysed, Outcome, Named, Begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class Archive:
         runs: of experiments 1 and 2.
         interventions: outcomes of experiment 3.
         named: answers of experiment 4.
+        begun: runs of experiment 5.
         made: by part, command, seconds, time, machine, versions.
     """
 
     runs: tuple[Analysed, ...] = ()
     interventions: tuple[Outcome, ...] = ()
     named: tuple[Named, ...] = ()
+    begun: tuple[Begun, ...] = ()
     made: tuple[dict[str, Any], ...] = ()
 
     def with_part(self, part: Archive) -> Archive:
@@ -49,6 +53,7 @@ class Archive:
             tuple(_joined(self.runs, part.runs, lambda one: one.case.name)),
             tuple(_joined(self.interventions, part.interventions, lambda one: one.run)),
             tuple(_joined(self.named, part.named, lambda one: one.run)),
+            tuple(_joined(self.begun, part.begun, lambda one: one.run)),
             (*self.made, *part.made),
         )
 
@@ -58,10 +63,12 @@ class Archive:
         Args:
             out: folder.
         """
-        for stale in (*(out / READINGS).glob("*.parquet"), out / INTERVENTIONS, out / LOCALISATION):
-            stale.unlink(missing_ok=True)
+        for stale in (out / READINGS).glob("*.parquet"):
+            stale.unlink()
         readings.keep(self.runs, out / READINGS)
-        for records, name in ((self.interventions, INTERVENTIONS), (self.named, LOCALISATION)):
+        tables = {INTERVENTIONS: self.interventions, LOCALISATION: self.named, BEGINNINGS: self.begun}
+        for name, records in tables.items():
+            (out / name).unlink(missing_ok=True)
             if records:
                 pl.DataFrame([asdict(one) for one in records]).write_parquet(out / name)
         described = [
@@ -82,6 +89,7 @@ class Archive:
             tuple(readings.kept(out / READINGS)),
             tuple(Outcome(**row) for row in _rows(out / INTERVENTIONS)),
             tuple(Named(**row) for row in _rows(out / LOCALISATION)),
+            tuple(Begun(**row) for row in _rows(out / BEGINNINGS)),
             tuple(json.loads(study.read_text(encoding="utf-8"))["made"]) if study.exists() else (),
         )
 

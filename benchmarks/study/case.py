@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hnf_offline.run.model.gpt import GPTConfig
@@ -41,6 +41,19 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Associative recall: pairs of a key and a value, then one of the keys, whose value is asked for.
+
+    Attributes:
+        pairs: pairs a row.
+        keys: different keys; as many different values.
+    """
+
+    pairs: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """How weights are updated.
 
@@ -72,6 +85,10 @@ class Update:
         return self.learning_rate * raised * min(1.0, step / self.warm_up)
 
 
+#: What a run can learn.
+TASKS: tuple[type[Addition | Text | Recall], ...] = (Addition, Text, Recall)
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One run.
@@ -95,7 +112,7 @@ class Case:
     setting: str
     seed: int
     model: GPTConfig
-    task: Addition | Text
+    task: Addition | Text | Recall
     update: Update
     steps: int
     batch: int | None = None
@@ -115,7 +132,7 @@ class Case:
         return cls(**{
             **written,
             "model": GPTConfig(**written["model"]),
-            "task": Addition(**task) if "modulus" in task else Text(**task),
+            "task": next(kind(**task) for kind in TASKS if set(task) == {one.name for one in fields(kind)}),
             "update": Update(**written["update"]),
             "bad_labels": tuple(written["bad_labels"]),
             "bad_text": tuple(written["bad_text"]),

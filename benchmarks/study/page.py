@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.study import intervention_page, localisation_page
+from benchmarks.study import initial_page, intervention_page, localisation_page
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.archive import Archive
 from benchmarks.study.combination import added_by_curvature
@@ -55,6 +55,8 @@ def write(archive: Archive, out: Path) -> Path:
         paragraphs += intervention_page.section(archive.interventions)
     if archive.named:
         paragraphs += localisation_page.section(archive.named)
+    if archive.begun:
+        paragraphs += initial_page.section(archive.begun)
     paragraphs += _made(archive.made)
     text = "\n\n".join(paragraphs) + "\n"
     page = out / "README.md"

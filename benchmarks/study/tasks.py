@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.study.case import Addition, Case, Text
+from benchmarks.study.case import Addition, Case, Recall, Text
 
 #: Rows of text that are replayed; addition replays all pairs it is trained on.
 REPLAYED = 16
+#: Rows of associative recall that are replayed: ten tokens for each direction of the stream.
+RECALLED = 64
 #: Power that makes the transition probabilities sparse: three or four next symbols hold most of the mass.
 SPARSENESS = 10.0
 #: Share of the next symbol's distribution that the last symbol alone decides, as bigrams are learned first.
@@ -66,6 +68,20 @@ def text(task: Text, rows: int, generator: torch.Generator, chain: Tensor) -> Te
     return drawn
 
 
+def recalled(task: Recall, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw rows of pairs and what is asked for.
+
+    Returns:
+        Tokens "k v k v ... k" [rows, 2 pairs + 1], keys below values, all keys of a row different; and the value
+        that belongs to the last one, [rows].
+    """
+    keys = torch.rand(rows, task.keys, generator=generator).argsort(dim=1)[:, : task.pairs]
+    values = task.keys + torch.randint(task.keys, keys.shape, generator=generator)
+    asked = torch.randint(task.pairs, (rows, 1), generator=generator)
+    tokens = torch.cat([torch.stack([keys, values], dim=2).flatten(1), keys.gather(1, asked)], dim=1)
+    return tokens, values.gather(1, asked)[:, 0]
+
+
 def source(case: Case) -> tuple[Callable[[int], tuple[Tensor, Tensor]], tuple[Tensor, Tensor | None]]:
     """Open the data of a run.
 
@@ -83,6 +99,9 @@ def source(case: Case) -> tuple[Callable[[int], tuple[Tensor, Tensor]], tuple[Te
             return tokens[rows], sums[rows]
 
         return some, (tokens, sums)
+    if isinstance(task, Recall):
+        asked = recalled(task, RECALLED, torch.Generator().manual_seed(2000 + case.seed))
+        return lambda _: recalled(task, case.batch or RECALLED, generator), asked
     chain = transitions(task)
     replayed = text(task, REPLAYED, torch.Generator().manual_seed(2000 + case.seed), chain)
 

@@ -12,6 +12,7 @@ from benchmarks.study import readings
 from benchmarks.study.archive import Archive
 from benchmarks.study.case import Case
 from benchmarks.study.families import FAMILIES
+from benchmarks.study.initial import Begun
 from benchmarks.study.intervention import Outcome
 from benchmarks.study.localisation import Named
 from benchmarks.study.page import made_now, unseen, write
@@ -25,6 +26,10 @@ def outcome(name: str, onsets: int = 3) -> Outcome:
 
 def named(name: str, *, right: bool = True) -> Named:
     return Named(name, "ramp", "plain", "layer S", 4, right, 0.25)
+
+
+def begun(name: str, *, failed: bool = True) -> Begun:
+    return Begun(name, "none", 2, 0.01, 401, failed, failed, near_unit_mass=0.5)
 
 
 def same(one, other) -> None:
@@ -67,10 +72,14 @@ def test_the_page_is_the_same_from_what_lies_beside_it(tmp_path):
         for seed in (1, 3, 5)
     ]
     archive = Archive(
-        tuple(few), (outcome("a"), outcome("b")), (named("x"), named("x", right=False)), (made_now("", 1),)
+        tuple(few),
+        (outcome("a"), outcome("b")),
+        (named("x"), named("x", right=False)),
+        (begun("y"), begun("z", failed=False)),
+        (made_now("", 1),),
     )
     first = write(archive, tmp_path).read_text()
-    assert "## Experiment 3" in first and "## Experiment 4" in first
+    assert "## Experiment 3" in first and "## Experiment 4" in first and "## Experiment 5" in first
     assert write(Archive.load(tmp_path), tmp_path).read_text() == first
 
 

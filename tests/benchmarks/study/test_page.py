@@ -112,7 +112,7 @@ def test_a_thumbnail_shows_the_run():
     [
         (["--seeds", "some"], "--seeds some"),
         (["--families", "AZ"], "Z"),
-        (["--experiments", "5"], "5: there"),
+        (["--experiments", "6"], "6: there"),
     ],
 )
 def test_a_wrong_option_is_one_line(typed, told, monkeypatch, capsys):
@@ -133,7 +133,7 @@ def test_a_part_of_the_study_never_takes_the_place_of_the_whole(monkeypatch):
         ["--families", "D"],
         ["--seeds", "tune"],
         ["--experiments", "12"],
-        ["--experiments", "123"],
+        ["--experiments", "1234"],
         ["--out", "x"],
         ["--families", "D", "--add"],
     ):
@@ -153,8 +153,9 @@ def test_each_experiment_gets_its_own_runs(monkeypatch, tmp_path):
         (["--experiments", "3"], {"tried": 24}),
         (["--experiments", "3", "--families", "AC"], {"tried": 8}),
         (["--experiments", "4"], {"asked": 30}),
+        (["--experiments", "5"], {"begun": 108}),
         (["--experiments", "1", "--families", "D", "--seeds", "0"], {"analysed": 4}),
-        (["--smoke"], {"analysed": 4, "tried": 1, "asked": 1}),
+        (["--smoke"], {"analysed": 4, "tried": 1, "asked": 1, "begun": 1}),
     ):
         asked_for.clear()
         monkeypatch.setattr(sys, "argv", ["study", *typed, "--out", str(tmp_path)])
@@ -178,6 +179,7 @@ def test_the_smoke_study_runs_from_its_command_and_is_not_made_twice(tmp_path):
     marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     study()
     assert "What finds nan" in text or "Nothing surely finds nan" in text
+    assert "## Experiment 5" in text and "R-post-L2-lr0.1-seed0" in first
     assert len(list((tmp_path / "cache" / "interventions").iterdir())) == 1
     assert marks == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     assert _numbers((tmp_path / "out" / "README.md").read_text()) == _numbers(text)
