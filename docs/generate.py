@@ -147,3 +147,9 @@ def _table(name: str, readers: object) -> str:
 if __name__ == "__main__":
     (HERE / "formats.md").write_text(formats_page(), encoding="utf-8")
     (HERE / "catalogue.md").write_text(catalogue_page(), encoding="utf-8")
+    from docs.schemas import DOCUMENTS as RECORDS
+    from docs.schemas import schema
+
+    (HERE / "schemas").mkdir(exist_ok=True)
+    for file, of in RECORDS.items():
+        (HERE / "schemas" / file).write_text(schema(*of), encoding="utf-8")
