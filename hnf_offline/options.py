@@ -232,6 +232,15 @@ Silent = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stde
 ShowPlan = Annotated[
     bool, typer.Option("--plan", help="Print what it would cost; compute and write nothing.")
 ]
+Explain = Annotated[
+    int | None,
+    typer.Option(
+        "--explain",
+        metavar="ID",
+        min=1,
+        help="Tell this spike from beginning to end (spikes are numbered in order of onset).",
+    ),
+]
 Map = Annotated[bool, typer.Option("--map", help="Also draw the layer by step map on the terminal.")]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import check_first, remarks, typed_command
 from hnf_offline.cli.results import print_map, print_plans
+from hnf_offline.errors import UsageError
 from hnf_offline.options import (
     Accuracy,
     AccuracyName,
@@ -14,6 +15,7 @@ from hnf_offline.options import (
     Density,
     Device,
     Every,
+    Explain,
     Force,
     Json,
     Layers,
@@ -50,6 +52,7 @@ from hnf_offline.progress import Reporter
     "hnf report runs/gpt-small",
     "hnf report runs/gpt-small --steps 1000:2000 --every 2 --out why",
     "hnf report runs/gpt-small --prove",
+    "hnf report runs/gpt-small --explain 2",
 )
 def report(
     run_path: RunPath,
@@ -75,6 +78,7 @@ def report(
     zoom: Zoom = ZoomName.auto,
     prove: Prove = False,
     heat: Map = False,
+    explain: Explain = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -84,6 +88,8 @@ def report(
     with its pictures and tables: which layer went wrong first, how early that could have been known, whether
     that is more than chance, the last healthy checkpoint, and what to do.
     """
+    if explain is not None and (quiet or as_json):
+        raise UsageError("--explain tells a spike in words", remedy="leave out --quiet and --json")
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     settings = profile_settings(
         tier,
@@ -117,9 +123,12 @@ def report(
     if as_json:
         return emit_json(done.findings.to_json())
     if not quiet:
-        from hnf_offline.report import summary
+        from hnf_offline.report import explained, summary
 
-        emit(summary(done.findings, **terminal()))
+        shown = terminal()
+        emit(
+            summary(done.findings, **shown) if explain is None else explained(done.findings, explain, **shown)
+        )
         if heat:
             print_map(done.profile, done.findings)
     return emit(str(relative(page)))

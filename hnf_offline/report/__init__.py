@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         policy_explained,
         retraining_summary,
     )
+    from hnf_offline.report.spike_story import explained
     from hnf_offline.report.terminal import spikes_table, summary
 
 __all__ = [
     "check_summary",
     "comparison_summary",
+    "explained",
     "fault_line",
     "faults_counted",
     "faults_table",
@@ -44,6 +46,7 @@ __all__ = [
 _HOME = {
     "check_summary": "faults",
     "comparison_summary": "comparison_page",
+    "explained": "spike_story",
     "fault_line": "faults",
     "faults_counted": "faults",
     "faults_table": "faults",

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ def test_every_promised_verb_is_there() -> None:
     assert VERBS == [
         "check",
         "diff",
+        "env",
         "monitor",
         "profile",
         "quantities",
@@ -130,3 +132,25 @@ def test_python_m_is_the_same_program() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "hnf: No such command 'nope'. See: hnf --help\n"
+
+
+def test_env_is_text_to_paste_and_names_no_path(
+    hnf: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import getpass
+    import platform
+
+    monkeypatch.setenv("HNF_TIER", "gradient")
+    monkeypatch.setenv("HNF_SECRET", "token")
+    told = hnf("env")
+    assert told.code == 0 and "\x1b" not in told.out
+    for part in ("hnf_offline", "python", "torch", "cpu", "HNF_TIER"):
+        assert part in told.out
+    assert "token" not in told.out and "gradient" not in told.out, "which are set, not what they say"
+    home = str(Path.home())
+    assert (
+        home not in told.out and platform.node() not in told.out and getpass.getuser() not in told.out.split()
+    )
+    document = hnf("env", "--json").json
+    assert document["packages"]["torch"] == document["packages"]["torch"].strip() != ""
+    assert document["devices"][0] == "cpu" and document["set"] == ["HNF_SECRET", "HNF_TIER"]

@@ -125,6 +125,16 @@ def test_report_of_a_log_alone(hnf: Any, write_log: Any, tmp_path: Path) -> None
     assert not Path("reports/log.jsonl/profile.parquet").exists()
 
 
+def test_report_explains_one_spike_on_demand(hnf: Any, write_log: Any, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "data" / "log.jsonl")
+    told = hnf("report", str(log), "--explain", "1")
+    assert told.code == 0 and "spike 1, onset 120" in told.out and "Cannot say" not in told.out
+    assert told.out.rstrip().endswith("index.html")
+    missing = hnf("report", str(log), "--explain", "2")
+    assert missing.code == 2 and missing.err.splitlines()[-1].startswith("hnf: --explain 2: no such spike")
+    assert hnf("report", str(log), "--explain", "1", "--quiet").code == 2
+
+
 def test_diff_of_two_runs(hnf: Any, tiny_run: Path, other_run: Path) -> None:
     said = hnf("diff", tiny_run, other_run, "--tier", "gradient")
     assert said.code == 0, said.err
