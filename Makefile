@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 SPIKY := sample_runs/spiky
 STEADY := sample_runs/steady
 
-.PHONY: help install report test test-slow test-libraries benchmark-curvature benchmark-study lint format sample-runs clean
+.PHONY: help install report test browser test-slow test-libraries benchmark-curvature benchmark-study lint format sample-runs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -38,8 +38,15 @@ report: install  ## profile the two sample runs, report each, and compare them
 	@ls -1 reports/spiky/index.html reports/steady/index.html reports/spiky-vs-steady/index.html
 
 # Two workers with one thread each: torch would otherwise start as many threads as there are cores in each.
-test: install  ## run the tests that take seconds
+test: install browser  ## run the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not libraries" -n 2
+
+# Pages are looked at in Debian's Chromium. Where it cannot be installed those tests are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 \
+		&& command -v apt-get >/dev/null && apt-get update -qq >/dev/null \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } \
+		|| echo "make: no Chromium here and none can be installed: tests/browser is skipped"
 
 test-slow: install  ## run the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not libraries" -n 2 --durations 10

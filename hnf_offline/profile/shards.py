@@ -67,8 +67,10 @@ def settings_key(settings: ProfileSettings, data: Sequence[str]) -> str:
     chosen = {
         name: value
         for name, value in asdict(settings).items()
-        if name not in {"first_step", "last_step", "every", "replay", "device", "density"}
+        if name not in {"first_step", "last_step", "every", "replay", "device", "density", "koopman"}
     }
+    if settings.koopman or settings.tier == "full":  # what was measured before there were modes stays valid
+        chosen["koopman"] = True
     text = json.dumps(
         [hnf_offline.__version__, sorted(COLUMNS), chosen, list(data)], sort_keys=True, default=str
     )

@@ -66,6 +66,7 @@ def picture(panel: Picture) -> Markup:
         panel.title,
         body,
         class_="chart",
+        tabindex="0",
         data_steps=f"{steps.low:g} {steps.high:g} {steps.start:g} {steps.stop:g}",
         data_strips=spots,
     )

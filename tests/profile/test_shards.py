@@ -90,6 +90,7 @@ def test_of_huge_files_both_ends_and_the_size_are_always_looked_at(
         {"accuracy": "screen"},
         {"accuracy": "certified"},
         {"seed": 1},
+        {"koopman": True},
     ],
     ids=str,
 )
@@ -172,3 +173,8 @@ def test_shards_are_joined_in_the_order_of_the_table() -> None:
     assert joined["step"].to_list() == [7, 7, 7, 9, 9, 9]
     assert_frame_equal(joined, join_shards([earlier, later]))
     assert join_shards([]).columns == table().columns
+
+
+def test_asking_for_modes_measures_only_where_they_are_missing() -> None:
+    full = ProfileSettings(tier="full")
+    assert settings_key(full, ()) == settings_key(replace(full, koopman=True), ()), "full has them by itself"
