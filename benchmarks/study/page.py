@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.study import initial_page, intervention_page, localisation_page
+from benchmarks.study import decided, initial_page, intervention_page, localisation_page
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.archive import Archive
 from benchmarks.study.combination import added_by_curvature
@@ -175,6 +175,7 @@ def _text(runs: Sequence[Analysed]) -> Iterable[str]:
         "the onset of a failure for good; chance places as many episodes at random in each run. Brackets hold 95 % "
         "bootstrap intervals over runs, left out below three runs."
     )
+    yield from decided.section(runs)
     yield "## Experiment 1: alarms"
     yield f"### By set of seeds, leads of up to {WINDOW} steps"
     yield _by_split(runs)

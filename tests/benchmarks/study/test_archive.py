@@ -79,6 +79,7 @@ def test_the_page_is_the_same_from_what_lies_beside_it(tmp_path):
         (made_now("", 1),),
     )
     first = write(archive, tmp_path).read_text()
+    assert "## What was fixed before" in first and "Rules: 1, of which 0 are rivals" in first
     assert "## Experiment 3" in first and "## Experiment 4" in first and "## Experiment 5" in first
     assert write(Archive.load(tmp_path), tmp_path).read_text() == first
 
