@@ -2,10 +2,13 @@
 
 The library and the command line share their verbs:
 
-    run = hnf_offline.open_run("runs/gpt")
-    profile = hnf_offline.profile_run(run, hnf_offline.ProfileSettings(), Path("reports/gpt"))
-    findings = hnf_offline.find(run, profile.table)
-    hnf_offline.write_report(findings, run.log.rows, profile.table, Path("reports/gpt"))
+    import hnf_offline as hnf
+
+    run = hnf.open_run("runs/gpt")
+    profile = hnf.profile(run)                        # profile.table is a polars DataFrame
+    report = hnf.report(run)                          # the same measurements, and what they mean
+    report.spikes, report.alarms, report.figures()    # tables and matplotlib figures
+    report.save()                                     # the page of `hnf report`
 
 Names are imported when they are used, so that importing the package loads neither torch nor polars.
 """
@@ -16,6 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hnf_offline import profile as profile
+    from hnf_offline import report as report
     from hnf_offline.diff import compare as compare
     from hnf_offline.profile import profile_run as profile_run
     from hnf_offline.profile.settings import ProfileSettings as ProfileSettings
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
+#: Packages that are also verbs: `hnf_offline.profile(run)`, `hnf_offline.report(run)`.
+_VERBS = ("profile", "report")
 _WHERE = {
     "open_run": "hnf_offline.run",
     "ProfileSettings": "hnf_offline.profile.settings",
@@ -34,7 +41,17 @@ _WHERE = {
     "compare": "hnf_offline.diff",
 }
 
-__all__ = ["ProfileSettings", "__version__", "compare", "find", "open_run", "profile_run", "write_report"]
+__all__ = [
+    "ProfileSettings",
+    "__version__",
+    "compare",
+    "find",
+    "open_run",
+    "profile",
+    "profile_run",
+    "report",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -42,6 +59,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("hnf_offline")
+    if name in _VERBS:
+        return import_module(f"hnf_offline.{name}")
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +27,15 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Verb(ModuleType):
+    """This package, which is also the verb of its name: `hnf_offline.profile(run)`."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        from hnf_offline.library import profile
+
+        return profile(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Verb

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,3 +72,15 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Verb(ModuleType):
+    """This package, which is also the verb of its name: `hnf_offline.report(run)`."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        from hnf_offline.library import report
+
+        return report(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Verb

@@ -27,6 +27,7 @@ from hnf_offline.report.text import clean, loss, number, plural, shorten
 
 if TYPE_CHECKING:
     import polars as pl
+    from matplotlib.figure import Figure
 
 #: Story panels drawn in full; the table lists every spike.
 MOST_STORIES = 12
@@ -107,11 +108,11 @@ def _with_evidence_written(one: Advice, out: Path) -> Advice:
     return one if not one.evidence or (out / one.evidence).is_file() else replace(one, evidence="")
 
 
-def save_figures(built: Panels, folder: Path) -> tuple[str, ...]:
-    """Save every panel as PNG.
+def drawn_figures(built: Panels) -> list[tuple[str, Figure]]:
+    """Draw every panel with matplotlib.
 
     Returns:
-        The file names.
+        Names and figures, none of them shown.
     """
     charts = [built.key_picture, *(story.chart for story in _told(built.stories))]
     drawn = [(chart.name, figures.chart(chart)) for chart in charts if chart is not None]
@@ -122,6 +123,16 @@ def save_figures(built: Panels, folder: Path) -> tuple[str, ...]:
         drawn.append((built.raster.name, figures.raster(built.raster)))
     if built.predictors is not None and built.predictors.dots:
         drawn.append((built.predictors.name, figures.predictors(built.predictors)))
+    return drawn
+
+
+def save_figures(built: Panels, folder: Path) -> tuple[str, ...]:
+    """Save every panel as PNG.
+
+    Returns:
+        The file names.
+    """
+    drawn = drawn_figures(built)
     for name, figure in drawn:
         figures.save(figure, folder / f"{name}.png")
     return tuple(f"{name}.png" for name, _ in drawn)
