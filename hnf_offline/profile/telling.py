@@ -53,4 +53,5 @@ class Teller:
     def part(self, step: int, done: int, total: int, share: float) -> None:
         """Tell how far a checkpoint is that is not finished."""
         self._shares[step] = share
-        self(step, seconds=time.perf_counter() - self._began, part=f"layers {done} of {total}")
+        part = f"layers {done} of {total}" if done else "whole model"  # which comes before any layer
+        self(step, seconds=time.perf_counter() - self._began, part=part)
