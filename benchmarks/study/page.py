@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from benchmarks.study import decided, initial_page, intervention_page, localisation_page
+from benchmarks.study import decided, hovering, initial_page, intervention_page, localisation_page, sparse
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.archive import Archive
 from benchmarks.study.combination import added_by_curvature
@@ -24,9 +22,7 @@ from benchmarks.study.imminence import NAME
 from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Pooled, area, pooled
 from benchmarks.study.tables import decimal, figure, leads, rate, table
 from benchmarks.study.thumbnails import sheet
-from hnf_offline.relate.events import clusters
 from hnf_offline.relate.relations import PRIMARY
-from hnf_offline.relate.resolution import ANNOUNCED, FEWEST
 
 TITLE = "# Does curvature announce loss spikes?"
 WINDOW = 80
@@ -183,6 +179,7 @@ def _text(runs: Sequence[Analysed]) -> Iterable[str]:
     yield "## Experiment 1: alarms"
     yield f"### By set of seeds, leads of up to {WINDOW} steps"
     yield _by_split(runs)
+    yield from hovering.section(runs, SPLITS)
     for letter, members in families.items():
         yield f"### {letter}. {FAMILIES[letter].title}"
         yield f"Expected beforehand: {FAMILIES[letter].expected}."
@@ -191,18 +188,7 @@ def _text(runs: Sequence[Analysed]) -> Iterable[str]:
         yield f"![runs of family {letter}](family-{letter}.png)"
     yield "### All families"
     yield from (_alarms(every, window) for window in WINDOWS)
-    yield "## With fewer checkpoints"
-    yield (
-        "All runs, read as if checkpoints had been saved less often, each gap from two places; the longest "
-        "lead that counts is 80 steps, or two gaps."
-    )
-    yield _sparse(every)
-    yield "### By the distance between spikes"
-    yield (
-        "Runs with three spikes or more; the gap over the median distance between their spikes; leads of up to "
-        f"{WINDOW} steps. A reading whose gap is longer than the window is there too: it can announce next to nothing."
-    )
-    yield _by_distance(every)
+    yield from sparse.section(every)
     yield "## Experiment 2: scores"
     for letter, members in families.items():
         ranked = _areas(members)
@@ -358,66 +344,6 @@ def _by_split(runs: Sequence[Analysed]) -> str:
         "lead",
         "false per 1000",
     ]
-    return table(head, rows)
-
-
-def _sparse(members: Sequence[Analysed]) -> str:
-    rows = []
-    for gap in sorted({one.gap for run in members for one in (run, *run.sparser)}):
-        readings = [one for run in members for one in (run, *run.sparser) if one.gap == gap]
-        for rule in (PRIMARY, NAME, "S > 1", "forecast"):
-            for window in sorted({WINDOW, max(WINDOW, 2 * gap)}):
-                found = pooled(readings, rule, window)
-                if found is not None and found.alarms:
-                    rows.append([
-                        str(gap),
-                        rule,
-                        str(window),
-                        str(found.runs),
-                        figure(found.recall),
-                        decimal(found.chance_recall),
-                        figure(found.precision),
-                        decimal(found.chance_precision),
-                        leads(found),
-                    ])
-    head = ["gap", "rule", "longest lead", "runs", "recall", "chance", "precision", "chance", "lead"]
-    return table(head, rows)
-
-
-def by_distance(members: Sequence[Analysed]) -> list[tuple[float, float, list[Analysed]]]:
-    """Sort all readings by how far checkpoints lie apart for the spikes of their run.
-
-    Returns:
-        Lower and upper end of the ratio, and the readings between them.
-    """
-    found = []
-    for run in members:
-        starts = clusters(run.onsets, run.first, run.last)
-        if len(starts) >= FEWEST:
-            distance = float(np.median(np.diff(starts)))
-            found += [(one.gap / distance, one) for one in (run, *run.sparser)]
-    ends = [0.0, *(upper for upper, _, _ in ANNOUNCED)]
-    return [(low, high, [one for ratio, one in found if low < ratio <= high]) for low, high in pairwise(ends)]
-
-
-def _by_distance(members: Sequence[Analysed]) -> str:
-    rows = [
-        [
-            f"up to {high:g}" if math.isfinite(high) else f"above {low:g}",
-            rule,
-            str(len(readings)),
-            str(found.spikes),
-            figure(found.recall),
-            decimal(found.chance_recall),
-            figure(found.precision),
-            decimal(found.chance_precision),
-        ]
-        for low, high, readings in by_distance(members)
-        for rule in (PRIMARY, "S > 1")
-        for found in [pooled(readings, rule, WINDOW)]
-        if found is not None
-    ]
-    head = ["gap / distance", "rule", "readings", "spikes", "recall", "chance", "precision", "chance"]
     return table(head, rows)
 
 

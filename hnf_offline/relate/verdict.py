@@ -10,6 +10,7 @@ import numpy as np
 from hnf_offline.findings import Advice, Pathology, Relation, Spike, Story
 from hnf_offline.relate.evidence import number
 from hnf_offline.relate.healthy import worst
+from hnf_offline.relate.hovering import no_warning
 from hnf_offline.relate.resolution import too_sparse
 from hnf_offline.relate.series import column, last_at_or_before, points
 
@@ -117,7 +118,8 @@ def verdict(
         measured = np.unique(points(profile, "hessian.stability_ratio")[0])
         gap = float(np.median(np.diff(measured))) if measured.size > 1 else None
         sparse = too_sparse(gap, [spike.onset for spike in spikes if not spike.at_resume])
-        return _spiked(trouble, spikes, stories, relations, advice, end, sparse)
+        doubts = " ".join(one for one in (sparse, no_warning(regimes)) if one)
+        return _spiked(trouble, spikes, stories, relations, advice, end, doubts)
     share = float(np.isfinite(loss).mean()) if loss.size else 0.0
     checkpoints = profile["step"].n_unique() if profile.height else 0
     broken = next((found for found in pathologies if "nonfinite" in found.kind), None)
@@ -221,7 +223,7 @@ def _spiked(
     relations: Sequence[Relation],
     advice: Sequence[Advice],
     log_end: int | None,
-    sparse: str,
+    doubts: str,
 ) -> dict[str, str]:
     diverged = any(not spike.recovered and spike.kind in {"divergence", "nonfinite"} for spike in spikes)
     told = next(story for story in stories if story.spike == trouble.id)
@@ -239,7 +241,7 @@ def _spiked(
     caveat = "One run: what is stable is said of its checkpoints, not of others."
     if any(spike.at_resume for spike in spikes):
         caveat = "Spikes at a resume are not scored. " + caveat
-    caveat = f"{sparse} {caveat}".strip()
+    caveat = f"{doubts} {caveat}".strip()
     return {
         "word": "Diverged" if diverged else "Spike",
         "sentence": f"{first} {more_than_chance(relations, len(spikes))}{act}",

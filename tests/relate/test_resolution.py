@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from hnf_offline.relate.resolution import ANNOUNCED, too_sparse
+from hnf_offline.relate.whole import find
+
+from .planted import relaxation, run_of
 
 STUDY = Path(__file__).parents[2] / "reports" / "study" / "readings"
 
@@ -34,8 +37,8 @@ def test_the_figures_fall_with_the_gap_and_lie_above_chance() -> None:
 @pytest.mark.skipif(not STUDY.exists(), reason="the study's readings are not here")
 def test_the_figures_are_those_of_the_study() -> None:
     from benchmarks.study import readings
-    from benchmarks.study.page import WINDOW, by_distance
     from benchmarks.study.scoring import pooled
+    from benchmarks.study.sparse import WINDOW, by_distance
     from hnf_offline.relate.relations import PRIMARY
 
     tested = [run for run in readings.kept(STUDY) if run.case.split == "test"]
@@ -43,3 +46,16 @@ def test_the_figures_are_those_of_the_study() -> None:
     assert [(round(one.recall.value, 2), round(one.chance_recall, 2)) for one in found] == [
         (share, chance) for _, share, chance in ANNOUNCED
     ]
+
+
+def test_a_run_whose_checkpoints_lie_too_far_apart_is_told_so_and_another_is_not() -> None:
+    made = relaxation()
+    every = made.profile["step"].unique().sort().to_list()
+
+    def caveat(stride: int) -> str:
+        kept = made.profile.filter(made.profile["step"].is_in(every[::stride]))
+        return find(run_of(made.log, kept), kept).verdict["caveat"]
+
+    assert "too far apart" not in caveat(1)
+    told = caveat(10)
+    assert "too far apart" in told and f"every {10 * (every[1] - every[0])} steps" in told
