@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "proof": ERRORS_AND_RECORDS | {"run", "profile", "relate", "rerun", "retraining"},
     "pipeline": ERRORS_AND_RECORDS
     | {"output", "run", "profile", "check", "relate", "rerun", "retraining", "proof"},
+    "export": {"errors"},
     "output": {"errors", "run"},
     "options": {"errors", "profile"},
     "exit": {"errors", "pipeline", "progress"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "printing": {"errors", "progress", "quantities", "profile"},
     "cli": ERRORS_AND_RECORDS
     | {"options", "exit", "pipeline", "printing", "progress", "run", "profile", "detect", "relate", "report"}
-    | {"check", "diff", "output", "rerun", "retraining"},
+    | {"check", "diff", "export", "output", "rerun", "retraining"},
     "library": ERRORS_AND_RECORDS | {"pipeline", "output", "run", "profile", "report"},
     "__main__": {"cli"},
     "hnf_offline": {"run", "profile", "relate", "report", "diff"},

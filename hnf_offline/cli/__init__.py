@@ -18,7 +18,19 @@ from hnf_offline.exit import exit_code
 __all__ = ["app", "main"]
 
 #: In the order in which the help lists them; a new verb is a file of its own and one word here.
-VERBS = ("report", "zoom", "whatif", "profile", "diff", "monitor", "spikes", "check", "quantities", "env")
+VERBS = (
+    "report",
+    "zoom",
+    "whatif",
+    "profile",
+    "diff",
+    "monitor",
+    "spikes",
+    "check",
+    "export",
+    "quantities",
+    "env",
+)
 
 for _verb in VERBS:
     import_module(f"hnf_offline.cli.{_verb}")

@@ -23,6 +23,7 @@ def test_every_promised_verb_is_there() -> None:
         "check",
         "diff",
         "env",
+        "export",
         "monitor",
         "profile",
         "quantities",
@@ -74,7 +75,7 @@ def test_version(hnf: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["repot"], "Did you mean 'report'?"),
+        (["repot"], "Did you mean 'report'"),
         (["report", "--tierr", "full"], "--tier"),
         (["report"], "Missing argument 'RUN'"),
         (["report", ".", "--tier", "everything"], "'forward', 'gradient', 'stability', 'curvature'"),

@@ -1,0 +1,113 @@
+"""Scalars and texts of a report's folder, chosen by quantity and layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hnf_offline.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_REMEDY = "give the folder that hnf report wrote, such as reports/gpt-small"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What goes into a tracker.
+
+    Attributes:
+        name: of the run.
+        scalars: step, tag, value; by step, then tag. A tag is "quantity" or "quantity/layer".
+        texts: (step, sentence) of every alarm, in the order in which they were known.
+        verdict: word and sentence.
+    """
+
+    name: str
+    scalars: pl.DataFrame
+    texts: tuple[tuple[int, str], ...]
+    verdict: str
+
+    def by_step(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Group the scalars.
+
+        Yields:
+            Steps in order, and the values of each tag there.
+        """
+        for (step,), rows in self.scalars.group_by(["step"], maintain_order=True):
+            yield int(str(step)), dict(zip(rows["tag"].to_list(), rows["value"].to_list(), strict=True))
+
+
+def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported:
+    """Read a report's folder.
+
+    Args:
+        folder: what `hnf report` wrote.
+        quantities: glob over names of the catalogue.
+        layers: glob over module paths; the whole model is taken whatever it says.
+
+    Returns:
+        What goes into a tracker.
+
+    Raises:
+        InputError: if the folder holds no report, or one that cannot be read.
+        UsageError: if the globs leave nothing.
+    """
+    import polars as pl
+
+    findings = _findings(folder / "findings.json")
+    table = folder / "profile.parquet"
+    if not table.is_file():
+        raise InputError("no profile lies here, only a log was read", path=table, remedy=_REMEDY)
+    try:
+        profile = pl.read_parquet(table, columns=["step", "layer", "quantity", "value"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError("cannot be read as a profile", path=table, remedy="run hnf report again") from error
+    names = [one for one in profile["quantity"].unique().to_list() if fnmatchcase(one, quantities)]
+    paths = [one for one in profile["layer"].unique().to_list() if one == "" or fnmatchcase(one, layers)]
+    scalars = (
+        profile
+        .filter(pl.col("quantity").is_in(names) & pl.col("layer").is_in(paths))
+        .select(
+            "step",
+            pl
+            .when(pl.col("layer") == "")
+            .then("quantity")
+            .otherwise(pl.format("{}/{}", "quantity", "layer"))
+            .alias("tag"),
+            "value",
+        )
+        .unique(["step", "tag"], keep="first", maintain_order=True)
+        .sort("step", "tag")
+    )
+    if scalars.is_empty():
+        raise UsageError(
+            f"--quantity {quantities!r} and --layers {layers!r} leave nothing",
+            remedy="hnf quantities lists the names",
+        )
+    alarms = sorted(findings.get("alarms", ()), key=lambda one: int(one["known_at"]))
+    texts = tuple((int(one["known_at"]), str(one["text"])) for one in alarms)
+    verdict = findings.get("verdict", {})
+    return Exported(
+        str(findings.get("run", {}).get("name", folder.name)),
+        scalars,
+        texts,
+        f"{verdict.get('word', '')}: {verdict.get('sentence', '')}",
+    )
+
+
+def _findings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError("no report lies here", path=path, remedy=_REMEDY)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("cannot be read as JSON", path=path, remedy="run hnf report again") from error
+    if not isinstance(document, dict) or "verdict" not in document:
+        raise InputError("is no findings.json of a report", path=path, remedy=_REMEDY)
+    return document
