@@ -90,6 +90,10 @@ def test_the_page_tells_what_did_not_help():
     assert others.startswith("restore (1.00 [")
     text = "\n".join(section(outcomes))
     assert "4 of them are exact against the run, 0 close" in text and "| restore | 4 | 16 |" in text
+    assert "close. The final" in text
+    strayed = [replace(one, reproduction="not_reproducible") for one in outcomes if one.arm == AS_WAS]
+    told = "\n".join(section(strayed + [one for one in outcomes if one.arm != AS_WAS]))
+    assert "0 of them are exact against the run, 0 close, 4 part from it once rounding" in told
 
 
 def test_a_run_is_tried_once_and_what_fails_is_told(tmp_path):
