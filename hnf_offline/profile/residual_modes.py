@@ -71,7 +71,7 @@ def mode_rows(subject: Subject, seed: int) -> list[Row]:
         operator = fitted(before, after)
         values, vectors = torch.linalg.eig(operator)
         transition = Transition(operator, values, vectors, before, after)
-        drawn = _drawn_moduli(before, after, streams.sequences.cpu(), seed)
+        drawn = _drawn_moduli(before, after, streams.sequences, seed)
         depth = depth_within(subject.layers, path)
         for entry in computable(frozenset({"moduli"}), "full"):
             others = None if drawn is None or entry.name == "koopman.modes" else entry.function(drawn)
@@ -155,21 +155,22 @@ def _streams(module: nn.Module, batches: tuple[MicroBatch, ...]) -> Mapping[str,
     stride = -(-total // TOKENS)
     while math.gcd(stride, length) > 1:  # or the same places of every sequence would be taken
         stride += 1
-    pieces: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-    first = 0
+    pieces: dict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
+    first = rows = 0
 
     def keep(path: str, before: Tensor, after: Tensor) -> None:
-        length = before.shape[-2] if before.ndim > 2 else 1
-        before, after = (
-            one.flatten(0, -2)[::stride].clone() for one in (before, after)
-        )  # later blocks may write
-        place = torch.arange(len(before), device=before.device) * stride
-        pieces[path].append((before, after, first + place // length))
+        tokens = before.flatten(0, -2).shape[0]
+        place = torch.arange(0, tokens, stride)
+        # Copied, as later blocks may write into it, and off the device, whose memory is not planned for all blocks.
+        chosen = (one.flatten(0, -2)[::stride].to("cpu", copy=True) for one in (before, after))
+        # A model may hand its blocks all rows one after the other.
+        pieces[path].append((*chosen, first + place * rows // tokens))
 
     with _watched(module, keep), torch.no_grad():
         for batch in batches:
+            rows = len(batch.tokens)
             evaluate(module, batch.tokens, batch.labels)
-            first += len(batch.tokens)
+            first += rows
     return {
         path: Streams(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         for path, found in pieces.items()

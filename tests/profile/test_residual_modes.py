@@ -122,6 +122,20 @@ def test_tokens_of_all_sequences_and_places_are_taken(monkeypatch) -> None:
     assert set(places) == set(range(8)), "a stride that divides the length would take the same places of each"
 
 
+def test_a_model_that_hands_its_blocks_all_rows_in_one_piece_has_its_sequences_too() -> None:
+    class Flat(Stack):
+        def forward(self, tokens: Tensor) -> Tensor:
+            hidden = self.embedding(tokens).flatten(0, 1)
+            for block in self.blocks:
+                hidden = block(hidden)
+            return self.head(hidden).unflatten(0, tokens.shape)
+
+    tokens = drawn_tokens(rows=12, length=8)
+    flat, plain = Flat([torch.eye(4)]).eval(), Stack([torch.eye(4)]).eval()
+    seen = [_streams(one, subject_of(one, tokens).batches)["blocks.0"].sequences for one in (flat, plain)]
+    assert torch.equal(*seen) and seen[0].tolist() == [row for row in range(12) for _ in range(8)]
+
+
 def test_a_wide_stream_is_seen_in_its_leading_directions(monkeypatch) -> None:
     monkeypatch.setattr(residual_modes, "MODES", 3)
     stack = Stack([torch.eye(8)]).eval()
