@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.study.analysis import CURVATURE, Analysed
-from benchmarks.study.scoring import Interval, judged, with_intervals
+from benchmarks.study.scoring import Interval, areas_under, judged, with_intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def _compared(
     owner: NDArray[np.int64],
 ) -> Added:
     def areas(rows: NDArray[np.int64]) -> tuple[float, float, float]:
-        one, other = (float(roc_auc_score(soon[rows], score[rows])) for score in (without, complete))
+        one, other = (areas_under(soon[rows], score[rows])[0] for score in (without, complete))
         return one, other, other - one
 
     return Added(letter, int(soon.size), *with_intervals(areas, soon, owner))

@@ -28,8 +28,8 @@ def section(outcomes: Sequence[Outcome]) -> Iterator[str]:
         "trained again from their first checkpoint, on the same batches, as they were and under policies fixed "
         f"beforehand; as they were, {exact} of them {'is' if exact == 1 else 'are'} exact against the run, {close} "
         f"close{parted}. The final loss is the geometric mean of the last {LAST_STEPS}; a step is stalled whose loss "
-        f"is above {STALLED} times the best so far. Brackets hold 95 % bootstrap intervals over runs, each compared with "
-        "itself."
+        f"is above {STALLED} times the best so far. Brackets hold 95 % bootstrap intervals over runs, each compared "
+        "with itself."
     )
     yield headline(effects(outcomes))
     spellings = "; ".join(f"{name}: `{spelling}`" for name, spelling in ARMS.items())

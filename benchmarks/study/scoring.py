@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.study.analysis import Analysed
 from hnf_offline.relate.events import announces, clusters, score
@@ -207,15 +206,28 @@ def area(runs: Sequence[Analysed], name: str, horizon: int) -> Area | None:
     if not positive.size or positive.all() or not positive.any():
         return None
 
-    def both(rows: NDArray[Any]) -> tuple[float, float]:
-        return (
-            float(roc_auc_score(positive[rows], values[rows])),
-            float(average_precision_score(positive[rows], values[rows])),
-        )
-
-    auroc, auprc = with_intervals(both, positive, owner)
+    auroc, auprc = with_intervals(lambda rows: areas_under(positive[rows], values[rows]), positive, owner)
     members = int(np.unique(owner).size)
     return Area(name, horizon, members, int(values.size), float(positive.mean()), auroc, auprc)
+
+
+def areas_under(positive: NDArray[np.bool_], values: NDArray[np.float64]) -> tuple[float, float]:
+    """Give the areas under the ROC and the precision-recall curve, as scikit-learn's, in a hundredth of its time.
+
+    Args:
+        positive: [n], of both kinds.
+        values: [n], finite; equal ones are ranked together.
+
+    Returns:
+        The area by trapezoids, and the average precision.
+    """
+    order = np.argsort(-values, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
+    hits = np.cumsum(positive[order])[ends].astype(float)
+    alarms = ends + 1.0
+    recall, false = hits / hits[-1], (alarms - hits) / (alarms[-1] - hits[-1])
+    auroc = np.trapezoid(np.append(0.0, recall), np.append(0.0, false))
+    return float(auroc), float(np.sum(np.diff(recall, prepend=0.0) * hits / alarms))
 
 
 def judged(run: Analysed, horizon: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.study.scoring import area, bootstrapped, pooled
+from benchmarks.study.scoring import area, areas_under, bootstrapped, pooled
 from tests.benchmarks.study.planted import run
 from tests.benchmarks.study.reference import tally
 
@@ -111,3 +111,17 @@ def test_readings_of_one_run_are_drawn_together():
     told = pooled(twice, RULE, 80)
     assert told.runs == 4 and told.spikes == 16
     assert told.recall.value == told.recall.low == told.recall.high == 0.5, "all runs are alike"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_areas_are_those_of_scikit_learn(seed):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    drawn = np.random.default_rng(seed)
+    values = drawn.integers(0, 3 + 10 * seed, 60).astype(float)
+    positive = drawn.random(60) < 0.3
+    positive[:2] = True, False
+    assert areas_under(positive, values) == pytest.approx((
+        roc_auc_score(positive, values),
+        average_precision_score(positive, values),
+    ))
