@@ -118,7 +118,10 @@ def verdict(
         measured = np.unique(points(profile, "hessian.stability_ratio")[0])
         gap = float(np.median(np.diff(measured))) if measured.size > 1 else None
         sparse = too_sparse(gap, [spike.onset for spike in spikes if not spike.at_resume])
-        doubts = " ".join(one for one in (sparse, no_warning(regimes)) if one)
+        ours = headline(relations)
+        shown = ours is not None and ours.p_value is not None and ours.p_value <= LEVEL
+        # What a run shows of itself counts more than what others showed.
+        doubts = " ".join(one for one in (sparse, "" if shown else no_warning(regimes)) if one)
         return _spiked(trouble, spikes, stories, relations, advice, end, doubts)
     share = float(np.isfinite(loss).mean()) if loss.size else 0.0
     checkpoints = profile["step"].n_unique() if profile.height else 0

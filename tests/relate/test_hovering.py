@@ -43,6 +43,8 @@ def test_a_run_that_hovers_is_told_that_no_warning_is_possible_and_one_that_clim
     )
     told = find(run_of(quiet, hover), hover)
     assert told.spikes and "no warning is possible in this regime" in told.verdict["caveat"]
+    ours = next(one for one in told.relations if one.rule == "stability alarm")
+    assert ours.p_value is None or ours.p_value > 0.05, "a run whose own alarms are no luck is not doubted"
     climbs = find(run_of(made.log, made.profile), made.profile)
     assert "no warning" not in climbs.verdict["caveat"]
 
@@ -62,3 +64,24 @@ def test_the_figures_are_those_of_the_study() -> None:
         assert [round(one, 2) for one in figures[:2]] == list(expected[:2])
         assert round(figures[2], 1) == expected[2]
     assert HOVERS == 0.2
+
+
+def test_a_run_whose_own_alarms_are_no_luck_is_not_doubted() -> None:
+    from dataclasses import replace
+
+    from hnf_offline.relate.verdict import verdict
+
+    made = relaxation()
+    found = find(run_of(made.log, made.profile), made.profile)
+    hovers = (stretch(0, 600, "hover"), stretch(600, 1200, "climb"))
+
+    def caveat(p_value: float | None) -> str:
+        relations = [
+            replace(one, p_value=p_value) if one.rule == "stability alarm" else one for one in found.relations
+        ]
+        return verdict(
+            made.profile, made.log, found.spikes, found.stories, relations, (), found.advice, hovers
+        )["caveat"]
+
+    assert "no warning is possible" in caveat(0.3) and "no warning is possible" in caveat(None)
+    assert "no warning is possible" not in caveat(0.01)
