@@ -17,6 +17,8 @@ LEFT = 96
 RIGHT = 26
 HEAD = 18
 _LETTER = 6.3  # pixels a letter of 12 px text takes, about
+#: Letters of a label that stands beside its axis; a longer one stands below.
+_SHORT_LABEL = 10
 #: From one line of a legend to the next.
 _LEGEND_LINE = 18
 
@@ -128,13 +130,14 @@ def chart(panel: Chart) -> Markup:
         ticks = "".join(f"M{steps.pixel(step):.1f} {bottom:.1f}v5" for step in panel.checkpoints)
         body.append(element("path", d=ticks, class_="tick"))
     body += step_axis(steps, bottom, panel.axis)
-    legend, lines = _legend(panel, bottom + 44)
+    below = bottom + (8 if len(panel.axis) > _SHORT_LABEL else 0)
+    legend, lines = _legend(panel, below + 44)
     body += legend
     spots = " ".join(
         f"{at + HEAD:.0f},{strip.height - HEAD}" for strip, at in zip(panel.strips, tops, strict=True)
     )
     return figure(
-        bottom + 52 + _LEGEND_LINE * (lines - 1),
+        below + 52 + _LEGEND_LINE * (lines - 1),
         panel.title,
         body,
         class_="chart",
@@ -154,7 +157,7 @@ def step_axis(steps: Axis, y: float, label: str) -> list[str]:
     ticks = [tick for tick in steps.ticks(9) if tick == int(tick)]
     for tick in ticks:
         body.append(text(steps.pixel(tick), y + 18, f"{int(tick):,}", text_anchor="middle", class_="small"))
-    if len(label) <= 10:
+    if len(label) <= _SHORT_LABEL:
         # The number of a tick at the very left reaches into the room of the label.
         first = min((steps.pixel(tick) - 3.5 * len(f"{int(tick):,}") for tick in ticks), default=steps.start)
         at = min(steps.start, first) - 6

@@ -179,3 +179,15 @@ def test_400_layers_by_500_checkpoints_can_be_read(opened: Open, tmp_path: Path)
     labels = figure.locator("svg.map text")
     tops = sorted(one["y"] for one in (labels.nth(k).bounding_box() for k in range(labels.count())) if one)
     assert tops
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_words_of_the_key_picture_cover_each_other(name: str, opened: Open, pages: Any) -> None:
+    page = opened(pages[name]).page
+    words = page.locator("header figure svg text")
+    boxes = [(words.nth(k).text_content(), words.nth(k).bounding_box()) for k in range(words.count())]
+    for number, (one, a) in enumerate(boxes):
+        for other, b in boxes[number + 1 :]:
+            wide = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+            tall = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+            assert wide <= 1 or tall <= 3, f"{one!r} over {other!r}"
