@@ -90,15 +90,14 @@ def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported
             f"--quantity {quantities!r} and --layers {layers!r} leave nothing",
             remedy="hnf quantities lists the names",
         )
-    alarms = sorted(findings.get("alarms", ()), key=lambda one: int(one["known_at"]))
-    texts = tuple((int(one["known_at"]), str(one["text"])) for one in alarms)
-    verdict = findings.get("verdict", {})
-    return Exported(
-        str(findings.get("run", {}).get("name", folder.name)),
-        scalars,
-        texts,
-        f"{verdict.get('word', '')}: {verdict.get('sentence', '')}",
-    )
+    try:
+        alarms = [(int(one["known_at"]), str(one["text"])) for one in findings["alarms"]]
+        verdict, name = findings["verdict"], str(findings["run"]["name"])
+        told = f"{verdict['word']}: {verdict['sentence']}"
+    except (KeyError, TypeError, ValueError) as error:
+        path = folder / "findings.json"
+        raise InputError("is no findings.json of a report", path=path, remedy=_REMEDY) from error
+    return Exported(name, scalars, tuple(sorted(alarms, key=lambda one: one[0])), told)
 
 
 def _findings(path: Path) -> dict[str, Any]:
@@ -108,6 +107,6 @@ def _findings(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError("cannot be read as JSON", path=path, remedy="run hnf report again") from error
-    if not isinstance(document, dict) or "verdict" not in document:
+    if not isinstance(document, dict):
         raise InputError("is no findings.json of a report", path=path, remedy=_REMEDY)
     return document

@@ -85,6 +85,14 @@ def test_what_is_no_report_is_one_line_with_a_remedy(tmp_path: Path, report: Pat
     (tmp_path / "findings.json").write_text((report / "findings.json").read_text())
     with pytest.raises(InputError, match="only a log was read"):
         measured(tmp_path)
+    spoiled = json.loads((report / "findings.json").read_text())
+    spoiled["alarms"][0]["known_at"] = "soon"
+    (tmp_path / "profile.parquet").write_bytes((report / "profile.parquet").read_bytes())
+    for document in (spoiled, [], {"verdict": 1}):
+        (tmp_path / "findings.json").write_text(json.dumps(document))
+        with pytest.raises(InputError, match=r"is no findings.json of a report"):
+            measured(tmp_path)
+    (tmp_path / "findings.json").write_text((report / "findings.json").read_text())
     (tmp_path / "profile.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="cannot be read as a profile"):
         measured(tmp_path)
