@@ -10,8 +10,8 @@ import polars as pl
 
 from benchmarks.study.analysis import Analysed
 from benchmarks.study.imminence import NAME
-from benchmarks.study.scoring import pooled
-from benchmarks.study.tables import decimal, figure, leads, rate, table
+from benchmarks.study.scoring import WINDOW, pooled
+from benchmarks.study.tables import leads, rate, shares, table
 from hnf_offline.detect.regimes import regimes
 from hnf_offline.relate.hovering import HOVERS, hovering_share
 from hnf_offline.relate.relations import PRIMARY
@@ -20,7 +20,6 @@ from hnf_offline.table import table as long_table
 
 #: Rules that are compared, the last a rival that needs the log alone.
 RULES = (PRIMARY, NAME, "S > 1", "gradient norm ZClip z > 2.5")
-WINDOW = 80
 
 
 def hovers(run: Analysed) -> bool:
@@ -66,10 +65,7 @@ def section(runs: Sequence[Analysed], splits: Sequence[str]) -> Iterator[str]:
                         rule,
                         str(found.runs),
                         str(found.spikes),
-                        figure(found.recall),
-                        decimal(found.chance_recall),
-                        figure(found.precision),
-                        decimal(found.chance_precision),
+                        *shares(found),
                         leads(found),
                         rate(found.false_alarms_per_1000),
                     ])

@@ -19,13 +19,12 @@ from benchmarks.study.archive import Archive
 from benchmarks.study.combination import added_by_curvature
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.imminence import NAME
-from benchmarks.study.scoring import HORIZONS, WINDOWS, Area, Pooled, area, pooled
-from benchmarks.study.tables import decimal, figure, leads, rate, table
+from benchmarks.study.scoring import HORIZONS, WINDOW, WINDOWS, Area, Pooled, area, pooled
+from benchmarks.study.tables import decimal, figure, leads, rate, shares, table
 from benchmarks.study.thumbnails import sheet
 from hnf_offline.relate.relations import PRIMARY
 
 TITLE = "# Does curvature announce loss spikes?"
-WINDOW = 80
 #: Rules that are shown for each set of seeds apart, and the sets in the order in which they were looked at.
 SPLIT_RULES = (PRIMARY, NAME)
 SPLITS = ("tune", "test", "fresh")
@@ -317,10 +316,7 @@ def _by_split(runs: Sequence[Analysed]) -> str:
             str(found.spikes),
             rule,
             str(found.alarms),
-            figure(found.recall),
-            decimal(found.chance_recall),
-            figure(found.precision),
-            decimal(found.chance_precision),
+            *shares(found),
             leads(found),
             rate(found.false_alarms_per_1000),
         ]

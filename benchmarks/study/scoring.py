@@ -17,6 +17,8 @@ from hnf_offline.relate.series import AFTERSHOCK
 #: Fixed before any run of the study was made: longest leads that count, and horizons of the areas, in steps.
 WINDOWS = (40, 80, 160)
 HORIZONS = (16, 40, 80)
+#: The window of every table that has but one.
+WINDOW = 80
 #: Shortest lead that leaves time to act (the condition-number profiler's criterion).
 EARLY = 10
 COUNTED = (

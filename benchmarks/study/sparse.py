@@ -10,14 +10,11 @@ import numpy as np
 
 from benchmarks.study.analysis import Analysed
 from benchmarks.study.imminence import NAME
-from benchmarks.study.scoring import pooled
-from benchmarks.study.tables import decimal, figure, leads, table
+from benchmarks.study.scoring import WINDOW, pooled
+from benchmarks.study.tables import leads, shares, table
 from hnf_offline.relate.events import clusters
 from hnf_offline.relate.relations import PRIMARY
 from hnf_offline.relate.resolution import ANNOUNCED, FEWEST
-
-#: Longest lead that counts, in steps.
-WINDOW = 80
 
 
 def section(members: Sequence[Analysed]) -> Iterator[str]:
@@ -53,10 +50,7 @@ def _by_gap(members: Sequence[Analysed]) -> str:
                         rule,
                         str(window),
                         str(found.runs),
-                        figure(found.recall),
-                        decimal(found.chance_recall),
-                        figure(found.precision),
-                        decimal(found.chance_precision),
+                        *shares(found),
                         leads(found),
                     ])
     head = ["gap", "rule", "longest lead", "runs", "recall", "chance", "precision", "chance", "lead"]
@@ -86,10 +80,7 @@ def _by_distance(members: Sequence[Analysed]) -> str:
             rule,
             str(len(readings)),
             str(found.spikes),
-            figure(found.recall),
-            decimal(found.chance_recall),
-            figure(found.precision),
-            decimal(found.chance_precision),
+            *shares(found),
         ]
         for low, high, readings in by_distance(members)
         for rule in (PRIMARY, "S > 1")

@@ -50,6 +50,20 @@ def decimal(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def shares(one: Pooled) -> list[str]:
+    """Spell recall and precision, each beside chance.
+
+    Returns:
+        Four cells.
+    """
+    return [
+        figure(one.recall),
+        decimal(one.chance_recall),
+        figure(one.precision),
+        decimal(one.chance_precision),
+    ]
+
+
 def leads(one: Pooled) -> str:
     """Spell the middle of a rule's leads and its quartiles.
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.errors import UsageError
+from hnf_offline.quantities.koopman import BEYOND, NEAR
 from hnf_offline.rerun.policies.arguments import fields, number, whole
 from hnf_offline.rerun.policies.policy import Policy
 from hnf_offline.rerun.policies.registry import policy
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from hnf_offline.run.model.loss import Outcome
 
 #: Edges of the near-unit band, and how sharply the soft masses count (arXiv 2602.22988).
-LOWER, UPPER, SHARPNESS = 0.90, 1.05, 20.0
+LOWER, UPPER, SHARPNESS = NEAR, BEYOND, 20.0
 #: Weight of the near-unit mass against the modes outside. The paper's own value is not known to us.
 BALANCE = 1.0
 #: Most samples (token states) of a fit, and fewest for each mode.
