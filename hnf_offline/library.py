@@ -203,7 +203,7 @@ def report(
     prove: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Profile a run and say what went wrong in it. Writes the profile; the page only with `save`.
+    """Check and profile a run and say what went wrong in it. Writes the profile; the page only with `save`.
 
     Args:
         run: what `open_run` gave, or its path.
@@ -218,15 +218,17 @@ def report(
     Returns:
         The report.
     """
+    from hnf_offline.check import check_run
     from hnf_offline.pipeline import analyse
     from hnf_offline.profile.settings import ProfileSettings
 
     run, folder = _opened(run, out)
+    checked = check_run(run, cheap=True)
     done = analyse(
         run, settings or ProfileSettings(), folder, rule=rule, model=model, zoom=zoom, prove=prove,
         on_progress=on_progress,
     )  # fmt: skip
-    return Report(done.run, done.findings, done.profile, folder)
+    return Report(done.run, checked.told(done.findings), done.profile, folder)
 
 
 def _opened(run: Run | Path | str, out: Path | str | None) -> tuple[Run, Path]:

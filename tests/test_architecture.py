@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": ERRORS_AND_RECORDS
     | {"options", "exit", "pipeline", "printing", "progress", "run", "profile", "detect", "relate", "report"}
     | {"check", "diff", "export", "output", "rerun", "retraining"},
-    "library": ERRORS_AND_RECORDS | {"pipeline", "output", "run", "profile", "report"},
+    "library": ERRORS_AND_RECORDS | {"pipeline", "output", "run", "check", "profile", "report"},
     "__main__": {"cli"},
     "hnf_offline": {"run", "profile", "relate", "report", "diff"},
 }

@@ -67,6 +67,21 @@ def test_a_report_is_written_only_when_it_is_saved_and_then_is_that_of_the_comma
         report.save(SPIKY / "out")
 
 
+def test_what_is_saved_says_what_the_command_line_says(report, tmp_path, capsys):
+    from hnf_offline.cli import main
+
+    typed = ["--tier", "gradient", "--steps", "850:920", "--device", "cpu", "--zoom", "off", "--quiet"]
+    assert main(["report", str(SPIKY), *typed, "--out", str(tmp_path / "typed")]) == 0
+    saved = report.save(tmp_path / "saved").parent
+    one, other = (
+        json.loads((folder / "findings.json").read_text()) for folder in (tmp_path / "typed", saved)
+    )
+    for document in (one, other):
+        document.pop("made")
+    assert one == other
+    capsys.readouterr()
+
+
 def test_in_a_notebook_the_page_stands_in_a_frame_of_its_own(report):
     frame = report._repr_html_()
     inside = html.unescape(re.search(r'srcdoc="([^"]*)"', frame)[1])
