@@ -86,7 +86,8 @@ class Archive:
         """
         study = out / STUDY
         return cls(
-            tuple(readings.kept(out / READINGS)),
+            # In one order, however they lie in files: intervals are drawn over it.
+            tuple(sorted(readings.kept(out / READINGS), key=lambda one: one.case.name)),
             tuple(Outcome(**row) for row in _rows(out / INTERVENTIONS)),
             tuple(Named(**row) for row in _rows(out / LOCALISATION)),
             tuple(Begun(**row) for row in _rows(out / BEGINNINGS)),

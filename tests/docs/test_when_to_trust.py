@@ -1,0 +1,125 @@
+"""The figures of docs/when-to-trust.md and of the README are those of the study beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.study.archive import Archive
+from benchmarks.study.hovering import hovers
+from benchmarks.study.initial import FAILED, ranked
+from benchmarks.study.intervention import effects
+from benchmarks.study.localisation import findings
+from benchmarks.study.page import unseen
+from benchmarks.study.scoring import WINDOW, Pooled, pooled
+from hnf_offline.relate.relations import PRIMARY
+from hnf_offline.relate.resolution import ANNOUNCED
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOC = ROOT / "docs" / "when-to-trust.md"
+
+
+@pytest.fixture(scope="module")
+def study() -> Archive:
+    return Archive.load(ROOT / "reports" / "study")
+
+
+def words(path: Path) -> str:
+    return " ".join(path.read_text(encoding="utf-8").split())
+
+
+def percent(share: float | None) -> str:
+    assert share is not None
+    return f"{100 * share:.0f} %"
+
+
+def of(runs: list, sought: bool) -> Pooled:
+    found = pooled([run for run in runs if hovers(run) is sought], PRIMARY, WINDOW)
+    assert found is not None
+    return found
+
+
+def test_what_regimes_do_to_the_warning(study: Archive) -> None:
+    runs = unseen(study.runs)
+    calm, edge = of(runs, sought=False), of(runs, sought=True)
+    text = words(DOC)
+    assert (
+        f"{percent(calm.recall.value)} of the spikes were announced, where as many alarms at random announce "
+        f"{percent(calm.chance_recall)}; {percent(calm.precision.value)} of the alarms were right "
+        f"({percent(calm.chance_precision)} by chance)"
+    ) in text
+    each = 1000 / calm.false_alarms_per_1000.value
+    assert f"a false alarm comes every {100 * round(each / 100):,} steps" in text
+    assert (
+        f"There {percent(edge.precision.value)} of the alarms were right, as many as by chance "
+        f"({percent(edge.chance_precision)})"
+    ) in text
+    assert (
+        f"{percent(calm.precision.value)} of the alarms were right ({percent(calm.chance_precision)} by chance)"
+    ) in words(README)
+
+
+def test_sgd_with_momentum(study: Archive) -> None:
+    runs = [run for run in unseen(study.runs) if run.case.family == "D"]
+    found = pooled(runs, PRIMARY, WINDOW)
+    assert found is not None and found.recall.value is not None and found.precision.value is not None
+    announced = round(found.recall.value * found.spikes)
+    wrong = found.alarms - round(found.precision.value * found.alarms)
+    text = words(DOC)
+    assert (
+        f"{announced} of {found.spikes} spikes were announced, {np.median(found.leads):.0f} steps ahead"
+        in text
+    )
+    assert wrong == 1 and f"one false alarm in {found.runs} runs" in text
+
+
+def test_checkpoints(study: Archive) -> None:
+    del study
+    dense, _, twice, once, _ = (percent(share) for _, share, _ in ANNOUNCED)
+    assert (
+        f"With six or more checkpoints between two spikes {dense} were announced, with two or three {twice}, with one "
+        f"{once}"
+    ) in words(DOC)
+
+
+def test_layers(study: Archive) -> None:
+    def found(kind: str, quantity: str) -> int:
+        asked = findings([one for one in study.named if one.kind == kind])
+        return next(one.found for one in asked if one.quantity == quantity)
+
+    for kind in ("ramp", "jump"):
+        assert found(kind, "share of the unstable direction") == 5
+        assert found(kind, "gradient norm *") == 1 and found(kind, "gradient norm, against before *") in {
+            1,
+            3,
+        }
+        assert found(kind, "next update over weights *") in {5, 6}
+    for kind in ("scale", "dead"):
+        assert found(kind, "spectral norm, against before *") == 6
+    assert "names the module in 5 of 6 runs" in words(DOC) and "at once (6 of 6)" in words(DOC)
+
+
+def test_first_steps(study: Archive) -> None:
+    by_name = {one.score: one for one in ranked(study.begun, FAILED)}
+    mass, ratio = by_name["near-unit mass"], by_name["S after step 10, at the peak's rate"]
+    text = words(DOC)
+    assert f"area under the curve {mass.overall.value:.2f} over {mass.runs} runs".replace("0.", ".") in text
+    assert f"{mass.within_architecture.value:.2f} within an architecture".replace("0.", ".") in text
+    assert f"has {ratio.overall.value:.2f}".replace("0.", ".") in text
+
+
+def test_policies(study: Archive) -> None:
+    text = words(DOC)
+    climb = {one.arm: one for one in effects([one for one in study.interventions if one.family == "A"])}
+    ratchet = climb["S ratchet"].fewer
+    assert f"leaves {ratchet.value:.2f} of the spikes [{ratchet.low:.2f}, {ratchet.high:.2f}]" in text
+    assert f"makes *more* ({climb['halve at the alarm, restore after 100 steps'].fewer.value:.2f}" in text
+    assert f"a blind decay with as many steps does as well ({climb['blind decay'].fewer.value:.2f}" in text
+    assert f"a cosine to zero leaves {climb['cosine to 0'].fewer.value:.2f}" in text
+    momentum = {one.arm: one for one in effects([one for one in study.interventions if one.family == "D"])}
+    clip = momentum["clip at 1"]
+    assert (clip.failed, f"({clip.runs} runs, of which {clip.failed_as_was} failed)" in text) == (0, True)
+    assert momentum["S controller"].failed == 1 and "all but one" in text
