@@ -65,7 +65,7 @@ def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported
     if not table.is_file():
         raise InputError("no profile lies here, only a log was read", path=table, remedy=_REMEDY)
     try:
-        profile = pl.read_parquet(table, columns=["step", "layer", "quantity", "value"])
+        profile = pl.read_parquet(table, columns=["step", "layer", "quantity", "value", "source"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError("cannot be read as a profile", path=table, remedy="run hnf report again") from error
     names = [one for one in profile["quantity"].unique().to_list() if fnmatchcase(one, quantities)]
@@ -81,9 +81,13 @@ def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported
             .otherwise(pl.format("{}/{}", "quantity", "layer"))
             .alias("tag"),
             "value",
+            "source",
         )
-        .unique(["step", "tag"], keep="first", maintain_order=True)
-        .sort("step", "tag")
+        .sort("step", "tag", "source")
+        .unique(
+            ["step", "tag"], keep="first", maintain_order=True
+        )  # of a checkpoint rather than of its retraining
+        .drop("source")
     )
     if scalars.is_empty():
         raise UsageError(

@@ -46,6 +46,17 @@ def test_globs_choose_and_the_whole_model_is_always_there(report: Path) -> None:
         measured(report, "nothing.*")
 
 
+def test_a_step_that_was_retrained_too_has_the_value_of_its_checkpoint(report: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(report, copy)
+    table = pl.read_parquet(copy / "profile.parquet")
+    again = table.with_columns(value=pl.lit(-1.0), source=pl.lit("zoom"))
+    pl.concat([again, table]).write_parquet(copy / "profile.parquet")
+    assert measured(copy).scalars.equals(measured(report).scalars)
+
+
 def test_values_that_are_not_finite_are_kept(report: Path, tmp_path: Path) -> None:
     import shutil
 

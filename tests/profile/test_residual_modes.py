@@ -107,6 +107,19 @@ def test_an_error_bar_is_that_of_whole_sequences_drawn_again() -> None:
     assert _drawn_moduli(torch.tensor(before), torch.tensor(after), torch.tensor(sequences // 2), 0) is None
 
 
+def test_a_bar_holds_what_draws_gave_and_the_value_and_that_of_the_model_their_mean(monkeypatch) -> None:
+    given = torch.tensor([[1.0] * k + [2.0] * (4 - k) for k in range(5)]).double()  # near-unit masses 0 to 1
+    monkeypatch.setattr(residual_modes, "_drawn_moduli", lambda *_: given)
+    stack = Stack([rotated([1.0, 1.0, 1.0, 1.0], 0), rotated([1.5, 1.4, 1.3, 1.2], 1)]).eval()
+    near = of(
+        mode_rows(subject_of(stack, drawn_tokens(rows=16, length=12)), seed=0), "koopman.near_unit_mass"
+    )
+    low, high = given.new_tensor([0, 0.25, 0.5, 0.75, 1]).quantile(given.new_tensor([0.025, 0.975])).tolist()
+    assert (near["blocks.0"].low, near["blocks.0"].high) == (pytest.approx(low), 1.0)
+    assert (near["blocks.1"].low, near["blocks.1"].high) == (0.0, pytest.approx(high))
+    assert (near[""].low, near[""].high) == (pytest.approx(low), pytest.approx(high))
+
+
 def test_tokens_of_all_sequences_and_places_are_taken(monkeypatch) -> None:
     monkeypatch.setattr(residual_modes, "TOKENS", 24)
     tokens = torch.arange(96).reshape(12, 8) % 40
