@@ -16,6 +16,7 @@ from benchmarks.study import initial, injection, intervention, page
 from benchmarks.study.analysis import analysed, trained_only
 from benchmarks.study.archive import Archive
 from benchmarks.study.case import FRESH, Case
+from benchmarks.study.dear import measured_dearly
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.initial import begun
 from benchmarks.study.intervention import tried
@@ -100,6 +101,11 @@ def main() -> None:
         help="1 and 2: alarms and scores; of seeds of their own, 3: acting on them, 4: which layer, 5: from the start",
     )
     parser.add_argument(
+        "--dear",
+        action="store_true",
+        help="also the plain Hessian's eigenvalue and near-unit mass, as scores: as long again",
+    )
+    parser.add_argument(
         "--train-only", action="store_true", help="train and tell the spikes; profile nothing"
     )
     chosen = parser.parse_args()
@@ -135,7 +141,7 @@ def main() -> None:
     runs = []
     if set(chosen.experiments) & set("12"):
         made = side_by_side(
-            analysed,
+            measured_dearly if chosen.dear else analysed,
             found,
             chosen.cache,
             chosen.jobs,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.study import plateau
 from benchmarks.study.case import Case
 from benchmarks.study.imminence import NAME, imminent
 from benchmarks.study.training import trained
@@ -35,7 +36,13 @@ LARGEST = {
 #: Gaps between checkpoints that every run is read with as well, in steps.
 SPARSE = (16, 32, 64, 128, 256)
 #: Scores that need second derivatives or steps along the real update; all others are seen in one backward pass.
-CURVATURE = ("S", "S projected 12 steps", "curvature along the gradient", "1 / critical step size")
+CURVATURE = (
+    "S",
+    "S projected 12 steps",
+    plateau.NAME,
+    "curvature along the gradient",
+    "1 / critical step size",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.study.analysis import CURVATURE, Analysed
+from benchmarks.study.dear import DEAR
 from benchmarks.study.scoring import Interval, areas_under, judged, with_intervals
 
 
@@ -53,7 +54,8 @@ def added_by_curvature(by_family: Mapping[str, Sequence[Analysed]], horizon: int
         for runs in by_family.values()
         for run in runs
         for name in run.scores.columns
-        if name not in {"step", "step index"}  # a family's length is no property of its state
+        # A family's length is no property of its state, and the dear scores are known of some runs only.
+        if name not in {"step", "step index", *DEAR}
     })
     tables = {letter: _table(runs, names, horizon) for letter, runs in by_family.items()}
     plain = [place for place, name in enumerate(names) if name not in CURVATURE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +14,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.study import decided, hovering, initial_page, intervention_page, localisation_page, sparse
+from benchmarks.study import (
+    dear,
+    decided,
+    hovering,
+    initial_page,
+    intervention_page,
+    localisation_page,
+    sparse,
+)
 from benchmarks.study.analysis import CURVATURE, Analysed
 from benchmarks.study.archive import Archive
 from benchmarks.study.combination import added_by_curvature
+from benchmarks.study.dear import DEAR
 from benchmarks.study.families import FAMILIES
 from benchmarks.study.imminence import NAME
+from benchmarks.study.plateau import with_plateau
 from benchmarks.study.scoring import HORIZONS, WINDOW, WINDOWS, Area, Pooled, area, pooled
 from benchmarks.study.tables import decimal, figure, leads, rate, shares, table
 from benchmarks.study.thumbnails import sheet
@@ -160,6 +171,7 @@ def unseen(runs: Sequence[Analysed]) -> list[Analysed]:
 
 
 def _text(runs: Sequence[Analysed]) -> Iterable[str]:
+    runs = [replace(run, scores=with_plateau(run.scores)) for run in runs]
     every = unseen(runs)
     families = by_family(every)
     yield TITLE
@@ -194,6 +206,7 @@ def _text(runs: Sequence[Analysed]) -> Iterable[str]:
         if ranked:
             yield f"### {letter}. {FAMILIES[letter].title}"
             yield ranked
+    yield from dear.section(families)
     combined = _combined(families)
     if combined:
         yield "### What curvature adds"
@@ -344,7 +357,9 @@ def _by_split(runs: Sequence[Analysed]) -> str:
 
 
 def _areas(members: Sequence[Analysed]) -> str:
-    names = list(dict.fromkeys(name for run in members for name in run.scores.columns if name != "step"))
+    names = list(
+        dict.fromkeys(name for run in members for name in run.scores.columns if name not in {"step", *DEAR})
+    )
     found: dict[str, dict[int, Area]] = {}
     for name in names:
         areas = {horizon: area(members, name, horizon) for horizon in HORIZONS}
