@@ -36,13 +36,14 @@ def drawn(runs: Sequence[Analysed]) -> Figure:
         axes.plot(steps, loss, color="0.35", linewidth=0.8)
         axes.set_yscale("log")
         axes.set_title(run.case.name, fontsize=7)
-        axes.tick_params(labelsize=6)
         ratio = axes.twinx()
         known = run.scores.filter(run.scores["S"].is_not_null())
         ratio.plot(known["step"].to_numpy(), known["S"].to_numpy(), color="#b3541e", linewidth=0.8)
         ratio.axhline(1.0, color="#b3541e", linewidth=0.5, linestyle="--")
         ratio.set_yscale("log")
-        ratio.tick_params(labelsize=6, colors="#b3541e")
+        # Below a decade a log axis labels its minor ticks, and with a size of their own.
+        axes.tick_params(which="both", labelsize=6)
+        ratio.tick_params(which="both", labelsize=6, colors="#b3541e")
         for onset in run.onsets:
             axes.axvline(onset, color="#1f5fa8", linewidth=0.7)
         for step in run.alarms.get(PRIMARY, []):
