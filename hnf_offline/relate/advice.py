@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hnf_offline.findings import Advice, Alarm, Spike, Story
+from hnf_offline.relate.clipping import clip
 from hnf_offline.relate.evidence import (
     Evidence,
     gather,
@@ -61,7 +62,10 @@ def advice(
         if story.cause == "learning-rate":
             result.extend(_cap(profile, evidence, last_healthy))
         elif spike is edge:
-            result.extend(_lower_for_good(profile, evidence, last_healthy))
+            lower = _lower_for_good(profile, evidence, last_healthy)
+            result.extend(lower)
+            if lower:
+                result.extend(clip(profile, log, spike, lower[0].step))
         elif story.cause == "bad-batch":
             result.append(_look_at_rows(spike))
         elif story.cause == "resume":

@@ -14,6 +14,7 @@ from benchmarks.study.intervention import effects
 from benchmarks.study.localisation import findings
 from benchmarks.study.page import unseen
 from benchmarks.study.scoring import WINDOW, Pooled, pooled
+from hnf_offline.relate import clipping
 from hnf_offline.relate.relations import PRIMARY
 from hnf_offline.relate.resolution import ANNOUNCED
 
@@ -122,4 +123,6 @@ def test_policies(study: Archive) -> None:
     momentum = {one.arm: one for one in effects([one for one in study.interventions if one.family == "D"])}
     clip = momentum["clip at 1"]
     assert (clip.failed, f"({clip.runs} runs, of which {clip.failed_as_was} failed)" in text) == (0, True)
+    told = (clipping.RUNS, clipping.FAILED_AS_WAS, clipping.FAILED_CLIPPED)
+    assert told == (clip.runs, clip.failed_as_was, clip.failed), "what the advice says of the study"
     assert momentum["S controller"].failed == 1 and "all but one" in text
