@@ -16,6 +16,7 @@ from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.forward import fetched
 from hnf_offline.profile.gradients import depth_rows, moments_of, next_update_of, noise_rows
+from hnf_offline.profile.local_rate import local_rate_rows
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate
 from hnf_offline.profile.noise import Noise
 from hnf_offline.profile.rounding import step_metric_of
@@ -62,6 +63,7 @@ def derivative_rows(
         spectrum = {"scaled_spectrum": whole.scaled}
         rows += _spectrum_rows(subject, "", "model", -1, spectrum, subject.name, whole.spread)
         rows += _headroom_rows(subject, whole.scaled, whole.spread)
+        rows += local_rate_rows(subject, whole.scaled, whole.spread)
         block = block_of_all(hessian, subject.layers)
         rows += direction_rows(subject, hessian.gradients, block, block.flatten(metric))
         rows += _mass_rows(subject, whole.scaled)

@@ -231,12 +231,10 @@ _CATALOGUE = _of(
         "that is plain gradient descent's",
     ),
     ("Edge of stability", "hessian.stability_ratio"),
-    Measure(
-        "catalogue",
+    (
         "Lyapunov exponent",
-        remark=f"{_LATER} as a quantity; twins of hnf whatif part at its rate",
-        elsewhere=("hnf whatif",),
-        awaited=("lyapunov.local_rate", "landscape.lyapunov_rate"),
+        "lyapunov.local_rate, hnf whatif",
+        "of one step, by the optimizer's linearised update; twins of hnf whatif part at the rate of many",
     ),
     Measure(
         "catalogue",
