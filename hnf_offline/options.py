@@ -120,6 +120,14 @@ Koopman = Annotated[
         help="Also the dynamic modes of every block (residual Koopman spectra), which --tier full has by itself.",
     ),
 ]
+Landscape = Annotated[
+    bool,
+    typer.Option(
+        "--landscape",
+        help="Also how the loss lies around and between checkpoints: sharpness, noise it bears, barriers, directions "
+        "of the gradients; --tier full has it by itself.",
+    ),
+]
 Accuracy = Annotated[
     AccuracyName,
     typer.Option(
@@ -259,6 +267,7 @@ def profile_settings(
     density: bool = False,
     gradient_check: bool = False,
     koopman: bool = False,
+    landscape: bool = False,
 ) -> ProfileSettings:
     """Turn options into the settings of a profile.
 
@@ -279,6 +288,8 @@ def profile_settings(
         )
     if koopman and TIERS.index(tier) < TIERS.index("forward"):
         raise UsageError(f"--koopman is not measured by --tier {tier.value}", remedy="use --tier forward")
+    if landscape and TIERS.index(tier) < TIERS.index("forward"):
+        raise UsageError(f"--landscape is not measured by --tier {tier.value}", remedy="use --tier forward")
     if traces and TIERS.index(tier) < TIERS.index("curvature"):
         raise UsageError(f"--traces is not measured by --tier {tier.value}", remedy="use --tier curvature")
     first, last = step_range(steps)
@@ -301,6 +312,7 @@ def profile_settings(
         density=density,
         gradient_check=gradient_check,
         koopman=koopman,
+        landscape=landscape,
     )
 
 

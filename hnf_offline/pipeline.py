@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hnf_offline.findings import Findings
-    from hnf_offline.profile.run import Profile
     from hnf_offline.profile.settings import ProfileSettings, Progress
     from hnf_offline.retraining import Retraining
     from hnf_offline.run.records import Run
@@ -212,6 +211,7 @@ def measure(
         return Measured(run, table())
     from hnf_offline.check.counting import counted_in_updates
     from hnf_offline.profile import profile_run
+    from hnf_offline.profile.joined import with_the_rest
 
     run = counted_in_updates(run, model, settings.device)
 
@@ -226,10 +226,7 @@ def measure(
         if settings.tier == "weights":
             return _weights_alone(run, settings, out, model, remember)
         profile = profile_run(run, settings, out, model_factory=model, on_progress=remember)
-        if settings.tier == "full":
-            profile = _with_weights(profile, run, settings, out, model, remember)
-        if settings.density:
-            profile = _with_densities(profile, run, settings, out, model, remember)
+        profile = with_the_rest(profile, run, settings, out, model_factory=model, on_progress=remember)
     except KeyboardInterrupt as stop:
         done, total = (last[0].done, last[0].total) if last else (0, len(run.checkpoints))
         raise InterruptedRunError(done, total) from stop
@@ -271,52 +268,6 @@ def _weights_alone(
     write_parquet(out / "profile.parquet", found.table)
     passed_over = tuple(Skipped(path, reason, remedy) for path, reason, remedy in found.skipped)
     return Measured(replace(run, skipped=run.skipped + passed_over), found.table, parameters=found.parameters)
-
-
-def _with_weights(
-    profile: Profile,
-    run: Run,
-    settings: ProfileSettings,
-    out: Path,
-    model: str | None,
-    on_progress: Callable[[Progress], None],
-) -> Profile:
-    """Add what the weights show to a profile, in its file too."""
-    import polars as pl
-
-    from hnf_offline.profile.shards import write_parquet
-    from hnf_offline.profile.weights import measure_weights
-    from hnf_offline.table import sort
-
-    found = measure_weights(run, settings, out, model_factory=model, on_progress=on_progress)
-    # Which parameters are not finite is in the profile already.
-    rows = found.table.filter(pl.col("quantity") != "weight.nonfinite")
-    joined = sort(pl.concat([profile.table, rows]))
-    write_parquet(out / "profile.parquet", joined)
-    known = {path for path, _, _ in profile.skipped}
-    skipped = (*profile.skipped, *(one for one in found.skipped if one[0] not in known))
-    return replace(profile, table=joined, skipped=skipped)
-
-
-def _with_densities(
-    profile: Profile,
-    run: Run,
-    settings: ProfileSettings,
-    out: Path,
-    model: str | None,
-    on_progress: Callable[[Progress], None],
-) -> Profile:
-    """Add the shares of the spectral densities to a profile, in its file too."""
-    import polars as pl
-
-    from hnf_offline.profile.densities import measure_densities
-    from hnf_offline.profile.shards import write_parquet
-    from hnf_offline.table import sort
-
-    found = measure_densities(run, settings, out, model_factory=model, on_progress=on_progress)
-    joined = sort(pl.concat([profile.table, found.rows]))
-    write_parquet(out / "profile.parquet", joined)
-    return replace(profile, table=joined, skipped=(*profile.skipped, *found.skipped))
 
 
 def plans(

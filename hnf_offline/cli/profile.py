@@ -18,6 +18,7 @@ from hnf_offline.options import (
     GradientCheck,
     Json,
     Koopman,
+    Landscape,
     Layers,
     Manifest,
     Map,
@@ -55,6 +56,7 @@ def profile(
     density: Density = False,
     gradient_check: GradientCheck = False,
     koopman: Koopman = False,
+    landscape: Landscape = False,
     accuracy: Accuracy = AccuracyName.standard,
     device: Device = "auto",
     dtype: Precision = PrecisionName.float32,
@@ -89,6 +91,7 @@ def profile(
         density=density,
         gradient_check=gradient_check,
         koopman=koopman,
+        landscape=landscape,
     )
     folder, remark = output_folder(out, (run,), force=force)
     if not run.checkpoints:

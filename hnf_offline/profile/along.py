@@ -60,6 +60,22 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
+def loss_with(replay: Replay, parameters: Mapping[str, Tensor], batches: Sequence[MicroBatch]) -> float:
+    """Replay the loss with other parameters; call it within `plain_kernels`.
+
+    Args:
+        replay: the module.
+        parameters: parameters and buffers by name; those that are absent stay as they are in the module.
+        batches: micro-batches whose weights sum to 1.
+
+    Returns:
+        The weighted loss.
+    """
+    losses = [batch.weight * replay.with_parameters(parameters, batch).loss.double() for batch in batches]
+    spend("forward", rows_of(batches))
+    return float(torch.stack(losses).sum())
+
+
 @dataclass(frozen=True, slots=True)
 class Ray:
     """Points w - c u of parameter space.
@@ -88,13 +104,7 @@ class Ray:
             The weighted loss.
         """
         with plain_kernels():
-            parameters = self._at(multiple)
-            losses = [
-                batch.weight * self.replay.with_parameters(parameters, batch).loss.double()
-                for batch in self.batches
-            ]
-            spend("forward", rows_of(self.batches))
-            return float(torch.stack(losses).sum())
+            return loss_with(self.replay, self._at(multiple), self.batches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.suffix.blocks import CallOrder, call_order
 from hnf_offline.profile.suffix.calibration import all_exact
+from hnf_offline.profile.surroundings import LANDSCAPE_FORWARDS
 from hnf_offline.profile.whole import allows_differences
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.run.model.loss import evaluate
@@ -106,6 +107,8 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
         passes += FORWARDS["graph"] + DENSITY_PRODUCTS * whole * (2 if with_state else 1)
     if settings.koopman or tier >= TIERS.index("full"):
         passes += 1.0
+    if settings.landscape or tier >= TIERS.index("full"):
+        passes += FORWARDS["gradient"] + LANDSCAPE_FORWARDS
     if tier < TIERS.index("gradient"):
         return passes
     if len(session.batch.tokens) >= FEWEST_ROWS:

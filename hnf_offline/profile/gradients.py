@@ -134,7 +134,7 @@ def gradient_noise(
         count = count_predicted(group.tokens, group.labels)
         if not count:
             continue
-        own = _gradients(module, parameters, group.split(together))
+        own = mean_gradients(module, parameters, group.split(together))
         apart = torch.zeros((), dtype=torch.float64, device=tokens.device)
         along = torch.zeros_like(apart)
         for name, gradient in own.items():
@@ -157,10 +157,19 @@ def gradient_noise(
     )
 
 
-def _gradients(
+def mean_gradients(
     module: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[MicroBatch]
 ) -> dict[str, Tensor]:
-    """Gradient of the mean loss of some micro-batches whose weights sum to 1."""
+    """Differentiate the mean loss of some micro-batches.
+
+    Args:
+        module: in eval mode.
+        parameters: its parameters by name.
+        batches: micro-batches whose weights sum to 1.
+
+    Returns:
+        The gradient by parameter name.
+    """
     from hnf_offline.profile.suffix.blocks import unfused
 
     sums: dict[str, Tensor] = {}
@@ -189,7 +198,7 @@ def check_rows(subject: Subject, seed: int) -> list[Row]:
     module = copy.deepcopy(subject.module).double()
     batch = subject.batches[0]
     parameters = dict(module.named_parameters())
-    gradients = _gradients(module, parameters, [MicroBatch(batch.tokens, batch.labels, 1.0)])
+    gradients = mean_gradients(module, parameters, [MicroBatch(batch.tokens, batch.labels, 1.0)])
     generator = torch.Generator().manual_seed(seed)
     length = torch.stack([value.detach().square().sum() for value in parameters.values()]).sum().sqrt()
     step = float(length) * CHECK_STEP

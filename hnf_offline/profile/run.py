@@ -13,6 +13,7 @@ import polars as pl
 from hnf_offline.errors import InputError
 from hnf_offline.profile.checkpoint import logged_losses, measure_each, steps_to_check
 from hnf_offline.profile.cost import forward_passes, forward_seconds
+from hnf_offline.profile.course import with_course
 from hnf_offline.profile.devices import choose_devices
 from hnf_offline.profile.finished import Finished, Lost, Part
 from hnf_offline.profile.parts import heard_by
@@ -134,7 +135,7 @@ def profile_run(
         raise InputError(
             f"none of {len(checkpoints)} checkpoints could be profiled: {reason}", path=path, remedy=remedy
         )
-    result = join_shards([*frames, *measured])
+    result = with_course(join_shards([*frames, *measured]))
     write_parquet(out / "profile.parquet", result)
     done = [one for one in ended if isinstance(one, Finished) and one.frame is not None]
     return Profile(

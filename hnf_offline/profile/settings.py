@@ -30,6 +30,7 @@ class ProfileSettings:
         density: also the spectral density of the whole model, some hundred products a checkpoint.
         gradient_check: also hold the gradient against differences of the loss in float64.
         koopman: also the dynamic modes of every block, which tier full has by itself.
+        landscape: also the landscape around and between checkpoints, which tier full has by itself.
     """
 
     tier: str = "curvature"
@@ -47,6 +48,7 @@ class ProfileSettings:
     density: bool = False
     gradient_check: bool = False
     koopman: bool = False
+    landscape: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,16 +59,14 @@ def content_hash(files: Iterable[Path]) -> str:
 def settings_key(settings: ProfileSettings, data: Sequence[str]) -> str:
     """Hash what decides a measurement besides the checkpoint: settings, rows, model, program version.
 
-    Which checkpoints are chosen does not enter: it changes no value. Densities have shards of their own.
+    Which checkpoints are chosen does not enter: it changes no value. Densities and
+    landscapes have shards of their own.
 
     Returns:
         32 hexadecimal digits.
     """
-    chosen = {
-        name: value
-        for name, value in asdict(settings).items()
-        if name not in {"first_step", "last_step", "every", "replay", "device", "density", "koopman"}
-    }
+    apart = {"first_step", "last_step", "every", "replay", "device", "density", "koopman", "landscape"}
+    chosen = {name: value for name, value in asdict(settings).items() if name not in apart}
     if settings.koopman or settings.tier == "full":  # what was measured before there were modes stays valid
         chosen["koopman"] = True
     text = json.dumps(

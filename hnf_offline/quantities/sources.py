@@ -57,7 +57,6 @@ def _of(document: str, *measures: tuple[str, str] | tuple[str, str, str] | Measu
     return tuple(read)
 
 
-_LATER = "not yet"
 _SEARCH = "a search over many trainings: later, by a verb for many runs"
 _SHAPING = "changes how a model is trained, and is no measure of a run that is over"
 
@@ -211,11 +210,10 @@ _CATALOGUE = _of(
         "the share, by Lanczos quadrature: the number is not known of large models",
     ),
     ("Saddle point escape", "", "a bound with an unknown constant"),
-    Measure(
-        "catalogue",
+    (
         "Mode connectivity",
-        remark=f"{_LATER}; weight.distance_from_first and hnf diff tell distances",
-        awaited=("landscape.linear_barrier", "connectivity.linear_barrier"),
+        "landscape.linear_barrier, hnf profile --landscape, hnf diff --barrier",
+        "along the straight line, between checkpoints and between runs; no path is learned",
     ),
     ("Gradient norm", "gradient.norm"),
     ("Exponential average and gradient norm ratio", "gradient.ema_ratio, adam.lag_rms"),
@@ -236,19 +234,15 @@ _CATALOGUE = _of(
         "lyapunov.local_rate, hnf whatif",
         "of one step, by the optimizer's linearised update; twins of hnf whatif part at the rate of many",
     ),
-    Measure(
-        "catalogue",
+    (
         "Local sharpness",
-        remark=f"{_LATER}; the next update's own rise is update.measured_change",
-        quantities=("update.measured_change",),
-        awaited=("landscape.local_sharpness", "sharpness.local"),
+        "landscape.local_sharpness, update.measured_change, hnf profile --landscape",
+        "one step uphill, as in sharpness-aware minimisation; the next update's own rise is update.measured_change",
     ),
-    Measure(
-        "catalogue",
+    (
         "PAC-Bayesian sharpness",
-        remark=f"{_LATER} under that name; its trace is there",
-        quantities=("hessian.trace",),
-        awaited=("landscape.pac_bayes", "sharpness.pac_bayes"),
+        "landscape.pac_bayes, hessian.trace",
+        "the noise at a given rise (Jiang et al. 2020); the square root of a trace over 2n is no bound by itself",
     ),
     ("Spectral sharpness", "hessian.lambda_max"),
     (
@@ -278,18 +272,16 @@ _CATALOGUE = _of(
         "gradient.momentum_cosine, gradient.moment_cosine",
         "against averages of the steps before",
     ),
-    Measure(
-        "catalogue",
+    (
         "Gradient predictiveness R^2",
-        remark=f"{_LATER} as R^2; the terms are there, checkpoint by checkpoint",
-        quantities=("update.predicted_change", "update.measured_change", "update.logged_change"),
-        awaited=("gradient.predictiveness",),
+        "gradient.predictiveness, gradient.predictiveness_curved, update.first_order_change, "
+        "update.predicted_change, update.measured_change, update.logged_change",
+        "of one update at each checkpoint, over a trailing window; a constant error counts",
     ),
-    Measure(
-        "catalogue",
+    (
         "Principal components of gradients, effective dimension",
-        remark=_LATER,
-        awaited=("gradient.effective_dimension",),
+        "gradient.effective_dimension, gradient.first_component_share, gradient.three_component_share",
+        "of unit gradients of a window of checkpoints",
     ),
     ("Weight mean, standard deviation", "weight.mean, weight.deviation, weight.excess_kurtosis"),
     (

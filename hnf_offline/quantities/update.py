@@ -62,6 +62,26 @@ def critical_learning_rate(learning_rate: float, critical_multiple: float) -> fl
 
 
 @quantity(
+    "update.first_order_change",
+    unit="nats",
+    formula="-g'u",
+    reference="Taylor's theorem",
+    tier="stability",
+    layers=_WHOLE,
+    reading="What the slope alone says that the next update does to the replayed loss; above 0 the update "
+    "points uphill.",
+    cannot="Knows no curvature: update.predicted_change has it, update.measured_change all of it.",
+)
+def first_order_change(gradient: Tensor, full_update: Tensor) -> Tensor:
+    """First-order prediction of the loss change of the next update.
+
+    Returns:
+        A scalar.
+    """
+    return -(gradient @ full_update)
+
+
+@quantity(
     "update.predicted_change",
     unit="nats",
     formula="-g'u + u'Hu / 2",
