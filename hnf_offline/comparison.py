@@ -56,6 +56,33 @@ class WeightDistance:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearBarrier:
+    """The highest rise of the replayed loss over the chord, on the straight line from A's weights to B's.
+
+    Attributes:
+        step: of both checkpoints.
+        value: the rise, in nats; infinite where the loss is not finite on the way.
+        low: lower end of its rounding.
+        high: upper end of its rounding.
+        place: where on the line it is, 0 at A and 1 at B.
+        loss_a: loss of A's weights on the replayed rows.
+        loss_b: loss of B's weights on the same rows.
+        certified: False where running statistics of norms lie on the way as well.
+        batch: the rows, and whose they are.
+    """
+
+    step: int
+    value: float
+    low: float
+    high: float
+    place: float
+    loss_a: float
+    loss_b: float
+    certified: bool
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """All that differs between two runs.
 
@@ -73,6 +100,8 @@ class Comparison:
         incomparable: sentences on what could not be compared, and why.
         loss_test: paired t test of the losses over the second half of the common steps: "first", "last", "rows",
             "effective_rows", "difference", "low", "high", "t", "p"; None where there are too few rows.
+        barriers: on the way from A to B at a few common steps, by step; empty where they were not asked for, or
+            where `incomparable` says why there are none.
     """
 
     a: Mapping[str, Any]
@@ -91,6 +120,7 @@ class Comparison:
     incomparable: tuple[str, ...]
     made: Mapping[str, Any]
     loss_test: Mapping[str, Any] | None = None
+    barriers: tuple[LinearBarrier, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Give the comparison as one JSON value.

@@ -120,6 +120,13 @@ Koopman = Annotated[
         help="Also the dynamic modes of every block (residual Koopman spectra), which --tier full has by itself.",
     ),
 ]
+BetweenRuns = Annotated[
+    bool,
+    typer.Option(
+        "--barrier",
+        help="Also replay the loss on the straight line from A's weights to B's, at up to 5 common checkpoints.",
+    ),
+]
 Landscape = Annotated[
     bool,
     typer.Option(

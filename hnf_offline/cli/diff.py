@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from hnf_offline.cli.results import print_plans
 from hnf_offline.options import (
     Accuracy,
     AccuracyName,
+    BetweenRuns,
     Device,
     Every,
     Force,
@@ -55,6 +57,7 @@ def diff(
     rows: Rows = None,
     replay: Replay = None,
     model: Model = None,
+    barrier: BetweenRuns = False,
     rule: Rule = RuleName.robust,
     force: Force = False,
     plan: ShowPlan = False,
@@ -71,7 +74,7 @@ def diff(
     folder, _ = output_folder(out, runs, force=force)
     rooms = folder / "a", folder / "b"
     if plan:
-        return print_plans(runs, settings, rooms, model, as_json)
+        return print_plans(runs, settings, rooms, model, as_json, barrier=barrier)
     from hnf_offline.diff import compare
     from hnf_offline.report import write_comparison
 
@@ -87,9 +90,17 @@ def diff(
                 )
             )
     of_a, of_b = done
+    barriers: tuple[dict[str, Any], ...] = ()
+    without: tuple[str, ...] = ()
+    if barrier:
+        from hnf_offline.profile.barrier import barriers_between
+
+        found, without = barriers_between(of_a.run, of_b.run, settings, model_factory=model)
+        barriers = tuple(asdict(one) for one in found)
     comparison = compare(
         of_a.findings, of_b.findings, of_a.run, of_b.run, of_a.profile, of_b.profile,
         replay=replay, made=made_by(typed_command(), device, time.monotonic() - began, rule),
+        barriers=barriers, no_barriers=without,
     )  # fmt: skip
     page = write_comparison(
         comparison, of_a.log, of_b.log, of_a.profile, of_b.profile, folder, command=typed_command()

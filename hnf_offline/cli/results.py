@@ -24,14 +24,25 @@ def print_plans(
     as_json: bool,
     *,
     zoom: bool = False,
+    barrier: bool = False,
 ) -> None:
-    """Print what profiling some runs would cost, and zooming if asked; nothing is computed or written."""
+    """Print what profiling some runs would cost, and zooming or the way between them if asked; nothing is computed."""
     told = plans(runs, settings, folders, model=model, zoom=zoom)
+    passes = 0
+    if barrier:
+        from hnf_offline.profile.barrier import planned_forwards
+
+        a, b = runs
+        passes = planned_forwards(a, b, settings)
     if as_json:
         from hnf_offline.findings import plain
 
-        return emit_json(plain({"schema": 1, "plans": told}))
-    return emit("\n\n".join(plan_text(one) for one in told))
+        between = {"barrier_forwards": passes} if barrier else {}
+        return emit_json(plain({"schema": 1, "plans": told, **between}))
+    texts = [plan_text(one) for one in told]
+    if barrier:
+        texts.append(f"The way between the runs: {passes} forward passes of the replayed rows.")
+    return emit("\n\n".join(texts))
 
 
 def print_map(table: pl.DataFrame, findings: Findings | None = None) -> None:

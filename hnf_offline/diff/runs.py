@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnf_offline.comparison import Comparison
+from hnf_offline.comparison import Comparison, LinearBarrier
 from hnf_offline.detect.paired import paired_test
 from hnf_offline.diff.configuration import configuration_differences, logged_learning_rate
 from hnf_offline.diff.incomparable import alignment, not_comparable
@@ -33,6 +33,8 @@ def compare(
     *,
     replay: Path | None = None,
     made: Mapping[str, Any] | None = None,
+    barriers: Sequence[Mapping[str, Any]] = (),
+    no_barriers: Sequence[str] = (),
 ) -> Comparison:
     """Compare two runs at their common steps.
 
@@ -45,6 +47,8 @@ def compare(
         profile_b: long table of run B.
         replay: the batch file both were replayed on, None where each was replayed on its own.
         made: versions, time and device of this comparison.
+        barriers: fields of `LinearBarrier`, where those were measured.
+        no_barriers: sentences on steps that have none, and why.
 
     Returns:
         Configuration differences, separations, weight distances, and what could not be compared.
@@ -63,6 +67,7 @@ def compare(
     incomparable = (
         *not_comparable(findings_a, findings_b, run_a, run_b, profile_a, profile_b, aligned, replay),
         *weights_incomparable,
+        *no_barriers,
     )
     verdict, facts = tell(
         configuration, separations, distances, logs, aligned, incomparable, run_a.gap or run_b.gap
@@ -86,4 +91,5 @@ def compare(
         incomparable=incomparable,
         made=dict(made or {}),
         loss_test=None if test is None else asdict(test),
+        barriers=tuple(LinearBarrier(**one) for one in barriers),
     )

@@ -124,7 +124,7 @@ def open_session(
         return None
     device = choose_device(settings.device)
     module = build_model(
-        source, device=device, dtype=_DTYPES[settings.dtype], most_parameters=_most_parameters(run)
+        source, device=device, dtype=_DTYPES[settings.dtype], most_parameters=most_parameters(run)
     )
     layers = layers_of(module)
     if settings.layers is not None and not any(fnmatchcase(layer.path, settings.layers) for layer in layers):
@@ -216,7 +216,12 @@ def memory_now(session: Session) -> MemoryPlan:
     )
 
 
-def _most_parameters(run: Run) -> int:
+def most_parameters(run: Run) -> int:
+    """Bound the parameters that a run's checkpoints can hold, from the size of their files.
+
+    Returns:
+        A number that no honest model of this run has more than.
+    """
     # An element has a byte or more; tied weights are counted once in a file and perhaps twice in the module.
     sizes = [
         sum(file.stat().st_size for file in checkpoint.weight_files if file.is_file())

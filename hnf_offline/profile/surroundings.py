@@ -133,13 +133,12 @@ class Surroundings:
             [STRETCHES + 1], the last one at the module's weights.
         """
         own = {name: tensor.detach() for name, tensor in _state(self.replay.module).items()}
-        losses = [
-            self.loss({
-                name: torch.lerp(tensor.to(own[name].device), own[name], place / STRETCHES)
-                for name, tensor in start.items()
-            })
-            for place in range(STRETCHES)
-        ]
+        begin = {name: tensor.to(own[name].device) for name, tensor in start.items()}
+        losses = [self.loss(begin)]
+        for place in range(1, STRETCHES):
+            share = place / STRETCHES
+            between = {name: torch.lerp(tensor, own[name], share) for name, tensor in begin.items()}
+            losses.append(self.loss(between))
         return np.array([*losses, self.centre])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from hnf_offline.findings import Alarm, Spike
 from hnf_offline.quantities import catalogue
 from hnf_offline.report import figures, svg, svg_map, words
 from hnf_offline.report.comparison_panels import both_losses, ratio_map
-from hnf_offline.report.comparison_text import comparison_summary, loss_test, spelled
+from hnf_offline.report.comparison_text import barrier_line, comparison_summary, loss_test, spelled
 from hnf_offline.report.files import strict_json, whole, write_text
 from hnf_offline.report.page import map_context, methods
 from hnf_offline.report.pooling import pooled
@@ -67,14 +68,17 @@ def write_comparison(
             figures.save(figure, scratch / "figures" / f"{name}.png")
         document = strict_json(comparison.to_json())
         write_text(scratch / "diff.json", document)
+        of_both = [one for one in methods(profile_a) if one in methods(profile_b)]
+        barrier = catalogue()["landscape.linear_barrier"]
         page = render(
             "diff.html.j2",
             **_context(comparison),
             key_picture=None if losses is None else svg.chart(losses),
             map=None if grid is None else map_context(grid),
             methods=[
-                *(one for one in methods(profile_a) if one in methods(profile_b)),
+                *of_both,
                 *([catalogue()["loss.paired_t"]] if comparison.loss_test else ()),
+                *([barrier] if comparison.barriers and barrier not in of_both else ()),
             ],
             command=command,
             links=["diff.json", *(f"figures/{name}.png" for name, _ in drawn)],
@@ -134,6 +138,20 @@ def _context(comparison: Comparison) -> dict[str, Any]:
             for one in shown
         ],
         "loss_test": loss_test(comparison),
+        "barrier_line": barrier_line(comparison),
+        "barriers": [
+            {
+                "step": f"{one.step:,}",
+                "value": number(one.value),
+                "rounding": number(one.high - one.value, 1) if math.isfinite(one.value) else "-",
+                "place": f"{one.place:.0%}",
+                "a": number(one.loss_a),
+                "b": number(one.loss_b),
+                "batch": one.batch,
+                "certified": "yes" if one.certified else "no",
+            }
+            for one in comparison.barriers
+        ],
         "separations_left_out": _left_out(len(comparison.separations) - len(shown), "more in diff.json"),
         "distances": _distances(comparison),
         "side_by_side": _side_by_side(comparison),

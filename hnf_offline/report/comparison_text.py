@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 
 from hnf_offline.comparison import Comparison, Separation
@@ -33,6 +34,8 @@ def comparison_summary(
         lines += _lines(f"{clean(fact.get('label', ''))}: {clean(fact.get('value', ''))}", width, 1)
     tested = loss_test(comparison)
     lines += _lines(tested, width, 2) if tested else []
+    told = barrier_line(comparison)
+    lines += _lines(told, width, 2) if told else []
     parted = [one for one in comparison.separations if one.step is not None][:3]
     if parted:
         lines += _lines("part: " + "; ".join(parting(one) for one in parted), width, 1)
@@ -64,6 +67,27 @@ def loss_test(comparison: Comparison) -> str:
         f"loss A - B over steps {test['first']:,} to {test['last']:,}: {test['difference']:+.2g} "
         f"[{test['low']:+.2g} to {test['high']:+.2g}], p {number(test['p'], 2)} (paired t, "
         f"{number(test['effective_rows'])} independent of {test['rows']:,} rows; one run of each)"
+    )
+
+
+def barrier_line(comparison: Comparison) -> str:
+    """Tell the barrier at the last step that has one.
+
+    Returns:
+        A sentence, "" where none was measured.
+    """
+    if not comparison.barriers:
+        return ""
+    last = comparison.barriers[-1]
+    ends = f"between losses {number(last.loss_a)} and {number(last.loss_b)}"
+    doubt = "" if last.certified else " (running statistics on the way: not certified)"
+    if last.value <= last.high - last.value:  # no more than rounding
+        return f"no barrier on the straight line from A to B at {last.step:,}, {ends}{doubt}"
+    if math.isinf(last.value):
+        return f"the loss is not finite on the straight line from A to B at {last.step:,}{doubt}"
+    return (
+        f"barrier of {number(last.value)} nats on the straight line from A to B at {last.step:,}, {last.place:.0%} of "
+        f"the way, {ends}{doubt}"
     )
 
 

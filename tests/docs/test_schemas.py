@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from docs.generate import HERE
 from docs.schemas import DOCUMENTS, schema
+from hnf_offline.comparison import LinearBarrier
 from tests.report import made
 
 
@@ -40,6 +42,9 @@ def test_findings_keep_to_their_schema(run: Any) -> None:
 
 def test_comparisons_keep_to_their_schema() -> None:
     validator("diff.schema.json").validate(as_written(made.comparison().to_json()))
+    barrier = LinearBarrier(300, math.inf, math.inf, math.inf, 0.5, 2.3, 2.2, True, "rows")
+    told = replace(made.comparison(), barriers=(barrier,))
+    validator("diff.schema.json").validate(as_written(told.to_json()))
 
 
 def test_what_the_command_line_writes_keeps_to_the_schemas(tmp_path: Path, capsys: Any) -> None:

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from hnf_offline.comparison import LinearBarrier
 from hnf_offline.report import comparison_summary, write_comparison
 from hnf_offline.report.comparison_panels import both_losses, ratio_map
 from hnf_offline.table import table
@@ -73,3 +75,39 @@ def test_the_summary_is_short_and_has_the_verdict_and_the_settings():
     assert lines[1].startswith("◆ Differ: A and B agree until 140")
     assert "learning_rate 0.1 | 0.01, warmup not stated | 100" in text
     assert comparison_summary(made.comparison(), unicode=False).isascii()
+
+
+def barrier(value, *, rounding=1e-6, certified=True, step=300):
+    return LinearBarrier(
+        step, value, max(0.0, value - rounding), value + rounding, 0.25, 2.34, 2.2, certified, "rows of A"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "certified", "words"),
+    [
+        (
+            1.234,
+            True,
+            "barrier of 1.23 nats on the straight line from A to B at 300, 25% of the way, between losses",
+        ),
+        (5e-7, True, "no barrier on the straight line from A to B at 300, between losses 2.34 and 2.2"),
+        (0.0, False, "no barrier on the straight line from A to B at 300, between losses 2.34 and 2.2"),
+        (float("inf"), True, "the loss is not finite on the straight line from A to B at 300"),
+    ],
+)
+def test_the_last_barrier_is_told_in_words(value, certified, words):
+    told = replace(made.comparison(), barriers=(barrier(9.0, step=10), barrier(value, certified=certified)))
+    text = " ".join(comparison_summary(told, width=200).split())
+    assert words in text and ("not certified" in text) == (not certified)
+    assert len(comparison_summary(told, width=40).splitlines()) <= 13
+
+
+def test_barriers_are_on_the_page_and_in_the_file_where_they_were_measured(runs, tmp_path):
+    a, b = runs
+    told = replace(made.comparison(), barriers=(barrier(0.5, step=10), barrier(float("inf"))))
+    write_comparison(told, a.log, b.log, a.profile, b.profile, tmp_path)
+    page, document = (tmp_path / "index.html").read_text(), json.loads((tmp_path / "diff.json").read_text())
+    assert "barrier, nats" in page and "landscape.linear_barrier" in page and "rows of A" in page
+    assert [one["value"] for one in document["barriers"]] == [0.5, None]
+    assert document["barriers"][1]["value_text"] == "inf"
