@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,7 +88,10 @@ Every = Annotated[int, typer.Option("--every", metavar="N", min=1, help="Only ev
 Layers = Annotated[
     str | None,
     typer.Option(
-        "--layers", metavar="GLOB", help="Layers to give a curvature of their own: '*.layers.[0-3].*'."
+        "--layers",
+        envvar="HNF_LAYERS",
+        metavar="GLOB",
+        help="Layers to give a curvature of their own: '*.layers.[0-3].*'.",
     ),
 ]
 Traces = Annotated[
@@ -161,6 +165,7 @@ Rows = Annotated[
     int | None,
     typer.Option(
         "--rows",
+        envvar="HNF_ROWS",
         metavar="N",
         min=1,
         help="Sequences to replay [default: two training batches, or about 4096 tokens].",
@@ -168,7 +173,12 @@ Rows = Annotated[
 ]
 Replay = Annotated[
     Path | None,
-    typer.Option("--replay", metavar="FILE", help="Replay exactly these rows (.safetensors, .npz)."),
+    typer.Option(
+        "--replay",
+        envvar="HNF_REPLAY",
+        metavar="FILE",
+        help="Replay exactly these rows (.safetensors, .npz).",
+    ),
 ]
 Manifest = Annotated[
     Path | None,
@@ -215,7 +225,7 @@ Zoom = Annotated[
 Prove = Annotated[
     bool, typer.Option("--prove", help="Test each recommendation by retraining the run with it.")
 ]
-Rule = Annotated[RuleName, typer.Option("--rule", help="Definition of a loss spike.")]
+Rule = Annotated[RuleName, typer.Option("--rule", envvar="HNF_RULE", help="Definition of a loss spike.")]
 Column = Annotated[
     list[str] | None,
     typer.Option(
@@ -247,6 +257,22 @@ Silent = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stde
 ShowPlan = Annotated[
     bool, typer.Option("--plan", help="Print what it would cost; compute and write nothing.")
 ]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Go on: print what is new as log and checkpoints grow.")
+]
+Interval = Annotated[
+    float,
+    typer.Option("--interval", metavar="SECONDS", min=0.1, help="With --follow: seconds between two looks."),
+]
+UntilIdle = Annotated[
+    float | None,
+    typer.Option(
+        "--until-idle",
+        metavar="SECONDS",
+        min=0,
+        help="With --follow: stop once nothing has changed for so long [default: go on until Ctrl-C].",
+    ),
+]
 Explain = Annotated[
     int | None,
     typer.Option(
@@ -275,8 +301,11 @@ def profile_settings(
     gradient_check: bool = False,
     koopman: bool = False,
     landscape: bool = False,
+    from_run: Mapping[str, Any] | None = None,
 ) -> ProfileSettings:
     """Turn options into the settings of a profile.
+
+    What run.toml decides (`origin.asked_by_run`) is given as `from_run` and takes the place of the defaults.
 
     Returns:
         The settings.
@@ -288,6 +317,11 @@ def profile_settings(
     from hnf_offline.profile.devices import device_names
     from hnf_offline.profile.settings import TIERS, ProfileSettings
 
+    said = from_run or {}
+    tier, accuracy = TierName(said.get("tier", tier)), AccuracyName(said.get("accuracy", accuracy))
+    dtype, device = PrecisionName(said.get("dtype", dtype)), said.get("device", device)
+    rows, replay = said.get("rows", rows), said.get("replay", replay)
+    steps, every, layers = said.get("steps", steps), said.get("every", every), said.get("layers", layers)
     device_names(device)
     if gradient_check and TIERS.index(tier) < TIERS.index("gradient"):
         raise UsageError(

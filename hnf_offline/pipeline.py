@@ -336,16 +336,10 @@ def open_input(
         UsageError: if a column is not spelled NAME=COLUMN.
     """
     from hnf_offline.run import open_run
+    from hnf_offline.run.logs.columns import named_columns
     from hnf_offline.run.remote import address_of, local_path
 
-    named: dict[str, str] = {}
-    for typed in columns or ():
-        ours, equals, column = typed.partition("=")
-        if not (ours and equals and column):
-            raise UsageError(
-                f"--column {typed} is not NAME=COLUMN", remedy="write it as --column loss=train/lm_loss"
-            )
-        named[ours] = column
+    named = named_columns(columns)
     if address_of(path) is None and not local_path(path).exists():
         raise InputError("no such file or folder", path=path, remedy="name the folder of a run or a log file")
     if log_only and address_of(path) is None:

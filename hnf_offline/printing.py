@@ -32,6 +32,22 @@ def emit_json(document: Mapping[str, Any]) -> None:
     print(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
+def emit_now(text: str) -> None:
+    """Print a result and hand it on at once, for whoever reads while we go on."""
+    emit(text)
+    sys.stdout.flush()
+
+
+def json_line(document: Mapping[str, Any]) -> str:
+    """Spell one strict JSON document on one line.
+
+    Returns:
+        The line, with what a terminal would obey escaped.
+    """
+    text = json.dumps(document, allow_nan=False, ensure_ascii=not _utf(), default=str)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def terminal() -> dict[str, Any]:
     """Describe stdout: how wide, and whether colours and marks beyond ASCII can be shown.
 

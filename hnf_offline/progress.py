@@ -56,6 +56,26 @@ def note(text: str) -> None:
     print(line if len(line) <= LONGEST else f"{line[:LONGEST]} ...", file=sys.stderr, flush=True)
 
 
+class StatusLine:
+    """One line at the bottom of a terminal that is written over and over; nothing elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._live = is_live() and not quiet
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Write the line anew."""
+        if self._live:
+            print(f"\r\x1b[2K{printable(text)}", end="", file=sys.stderr, flush=True)
+            self._shown = True
+
+    def clear(self) -> None:
+        """Take the line away, before anything else is printed."""
+        if self._shown:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+
 class Reporter:
     """Tells the progress of one profile; call it with every `Progress`.
 

@@ -45,6 +45,9 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": ERRORS_AND_RECORDS
     | {"output", "run", "profile", "check", "relate", "rerun", "retraining", "proof"},
     "export": {"errors"},
+    # the whole way again and again, for a run that goes on
+    "follow": ERRORS_AND_RECORDS | {"run", "profile", "detect", "relate", "report", "pipeline"},
+    "origin": {"errors", "run"},
     "output": {"errors", "run"},
     "options": {"errors", "profile"},
     "exit": {"errors", "pipeline", "progress"},
@@ -52,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "printing": {"errors", "progress", "quantities", "profile"},
     "cli": ERRORS_AND_RECORDS
     | {"options", "exit", "pipeline", "printing", "progress", "run", "profile", "detect", "relate", "report"}
-    | {"check", "diff", "export", "output", "rerun", "retraining"},
+    | {"check", "diff", "export", "output", "rerun", "retraining", "follow", "origin"},
     "library": ERRORS_AND_RECORDS | {"pipeline", "output", "run", "check", "profile", "report"},
     "__main__": {"cli"},
     "hnf_offline": {"run", "profile", "relate", "report", "diff"},
@@ -175,6 +178,7 @@ def test_only_what_computes_loads_torch() -> None:
         name for name, _ in modules("hnf_offline", "detect", "relate", "report", "quantities", "cli", "diff")
     ]
     torch_free += [name for name, _ in modules("pipeline", "options", "exit", "progress", "printing")]
+    torch_free += [name for name, _ in modules("origin", "follow")]
     torch_free += ["hnf_offline.run", "hnf_offline.run.records", "hnf_offline.profile"]
     torch_free += ["hnf_offline.profile.settings", "hnf_offline.run.open"]
     torch_free += [name for name, _ in modules("run") if name.startswith("hnf_offline.run.logs")]

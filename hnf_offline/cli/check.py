@@ -22,6 +22,7 @@ from hnf_offline.options import (
     one_device,
     step_range,
 )
+from hnf_offline.origin import asked_by_run
 from hnf_offline.pipeline import open_input
 from hnf_offline.printing import emit, emit_json, terminal
 from hnf_offline.progress import Reporter
@@ -38,6 +39,7 @@ Cheap = Annotated[
     "hnf check runs/gpt-small --steps 1000:",
 )
 def check(
+    context: typer.Context,
     run_path: RunPath,
     cheap: Cheap = False,
     steps: Steps = None,
@@ -59,6 +61,8 @@ def check(
     """
     first, last = step_range(steps)
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
+    # A sound series is one that was looked at whole: of run.toml only the device counts.
+    device = asked_by_run(context, run.said, without=("steps", "every")).get("device", device)
     if run.checkpoints and not any(
         (first is None or one.step >= first) and (last is None or one.step <= last) for one in run.checkpoints
     ):

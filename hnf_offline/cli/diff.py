@@ -36,6 +36,7 @@ from hnf_offline.options import (
     TierName,
     profile_settings,
 )
+from hnf_offline.origin import asked_by_both, asked_by_run, choices
 from hnf_offline.output import borrow_shards, output_folder, relative
 from hnf_offline.pipeline import analyse, made_by, open_input
 from hnf_offline.printing import emit, emit_json, terminal
@@ -44,6 +45,7 @@ from hnf_offline.progress import Reporter
 
 @verb("hnf diff runs/spiky runs/steady", "hnf diff runs/a runs/b --replay validation.npz --json")
 def diff(
+    context: typer.Context,
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the first run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the second run.")],
     out: Out = None,
@@ -70,11 +72,16 @@ def diff(
     lists what cannot be compared. Results go to reports/<A>-vs-<B> unless --out says otherwise.
     """
     runs = open_input(a, None), open_input(b, None)
-    settings = profile_settings(tier, steps, every, layers, device, dtype, rows, replay, accuracy=accuracy)
+    from_run = asked_by_run(context, asked_by_both(runs[0].said, runs[1].said))
+    settings = profile_settings(
+        tier, steps, every, layers, device, dtype, rows, replay, accuracy=accuracy, from_run=from_run
+    )
+    rule = RuleName(from_run.get("rule", rule))
     folder, _ = output_folder(out, runs, force=force)
     rooms = folder / "a", folder / "b"
     if plan:
-        return print_plans(runs, settings, rooms, model, as_json, barrier=barrier)
+        options = choices(context, runs[0], from_run)
+        return print_plans(runs, settings, rooms, model, as_json, barrier=barrier, options=options)
     from hnf_offline.diff import compare
     from hnf_offline.report import write_comparison
 
@@ -83,7 +90,7 @@ def diff(
     for label, run, room in zip("AB", runs, rooms, strict=True):
         remarks(run, "", quiet)
         borrow_shards(run, room)
-        with Reporter(f"profile {label}", tier, quiet=quiet) as tell:
+        with Reporter(f"profile {label}", settings.tier, quiet=quiet) as tell:
             done.append(
                 analyse(
                     run, settings, room, rule=rule, command=typed_command(), model=model, on_progress=tell
@@ -99,7 +106,7 @@ def diff(
         barriers = tuple(asdict(one) for one in found)
     comparison = compare(
         of_a.findings, of_b.findings, of_a.run, of_b.run, of_a.profile, of_b.profile,
-        replay=replay, made=made_by(typed_command(), device, time.monotonic() - began, rule),
+        replay=settings.replay, made=made_by(typed_command(), settings.device, time.monotonic() - began, rule),
         barriers=barriers, no_barriers=without,
     )  # fmt: skip
     page = write_comparison(

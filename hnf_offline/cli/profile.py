@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import no_checkpoints, remarks
 from hnf_offline.cli.results import print_map, print_plans
@@ -38,6 +40,7 @@ from hnf_offline.options import (
     Traces,
     profile_settings,
 )
+from hnf_offline.origin import asked_by_run, choices
 from hnf_offline.output import output_folder, relative
 from hnf_offline.pipeline import measure, open_input
 from hnf_offline.printing import emit, emit_json
@@ -46,6 +49,7 @@ from hnf_offline.progress import Reporter
 
 @verb("hnf profile runs/gpt-small --tier gradient", "hnf profile runs/gpt-small --plan")
 def profile(
+    context: typer.Context,
     run_path: RunPath,
     out: Out = None,
     tier: Tier = TierName.curvature,
@@ -77,6 +81,7 @@ def profile(
     Writes one long table, profile.parquet. What was measured before is not measured again.
     """
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
+    from_run = asked_by_run(context, run.said)
     settings = profile_settings(
         tier,
         steps,
@@ -92,14 +97,16 @@ def profile(
         gradient_check=gradient_check,
         koopman=koopman,
         landscape=landscape,
+        from_run=from_run,
     )
     folder, remark = output_folder(out, (run,), force=force)
     if not run.checkpoints:
         raise no_checkpoints(run)
     if plan:
-        return print_plans((run,), settings, (folder,), model, as_json)
+        options = choices(context, run, from_run)
+        return print_plans((run,), settings, (folder,), model, as_json, options=options)
     remarks(run, remark, quiet)
-    with Reporter("profile", tier, quiet=quiet) as tell:
+    with Reporter("profile", settings.tier, quiet=quiet) as tell:
         measured = measure(run, settings, folder, model=model, on_progress=tell)
     table = measured.table
     file = relative(folder / "profile.parquet")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import typer
+
 from hnf_offline.cli.app import verb
 from hnf_offline.cli.remarks import check_first, remarks, typed_command
 from hnf_offline.cli.results import print_map, print_plans
@@ -42,6 +44,7 @@ from hnf_offline.options import (
     ZoomName,
     profile_settings,
 )
+from hnf_offline.origin import asked_by_run, choices
 from hnf_offline.output import output_folder, relative
 from hnf_offline.pipeline import analyse, open_input
 from hnf_offline.printing import emit, emit_json, terminal
@@ -55,6 +58,7 @@ from hnf_offline.progress import Reporter
     "hnf report runs/gpt-small --explain 2",
 )
 def report(
+    context: typer.Context,
     run_path: RunPath,
     out: Out = None,
     tier: Tier = TierName.curvature,
@@ -91,6 +95,7 @@ def report(
     if explain is not None and (quiet or as_json):
         raise UsageError("--explain tells a spike in words", remedy="leave out --quiet and --json")
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
+    from_run = asked_by_run(context, run.said)
     settings = profile_settings(
         tier,
         steps,
@@ -103,17 +108,21 @@ def report(
         accuracy=accuracy,
         traces=traces,
         density=density,
+        from_run=from_run,
     )
     folder, remark = output_folder(out, (run,), force=force)
     if plan:
-        return print_plans((run,), settings, (folder,), model, as_json, zoom=zoom is ZoomName.auto)
+        return print_plans(
+            (run,), settings, (folder,), model, as_json,
+            zoom=zoom is ZoomName.auto, options=choices(context, run, from_run),
+        )  # fmt: skip
     remarks(run, remark, quiet)
     checked = check_first(run, quiet)
     from hnf_offline.report import write_report, write_retraining
 
-    with Reporter("profile", tier, quiet=quiet) as tell:
+    with Reporter("profile", settings.tier, quiet=quiet) as tell:
         done = analyse(
-            run, settings, folder, rule=rule, command=typed_command(), model=model,
+            run, settings, folder, rule=from_run.get("rule", rule), command=typed_command(), model=model,
             zoom=zoom is ZoomName.auto, prove=prove, on_progress=tell,
         )  # fmt: skip
     done = replace(done, findings=checked.told(done.findings))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnf_offline.cli.remarks import no_checkpoints, typed_command
+from hnf_offline.cli.results import options_text, told_options
 from hnf_offline.errors import UsageError, spelled
 from hnf_offline.output import output_folder, relative
 from hnf_offline.pipeline import InterruptedRunError, made_by
 from hnf_offline.printing import emit, emit_json, fields_text, terminal
 
 if TYPE_CHECKING:
+    from hnf_offline.origin import Choice
     from hnf_offline.progress import Reporter
     from hnf_offline.retraining import Retraining
     from hnf_offline.run.records import Run
@@ -63,7 +66,7 @@ def retraining_folder(out: Path | None, run: Run, ending: str, *, force: bool) -
     return chosen
 
 
-def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool) -> None:
+def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool, options: Sequence[Choice] = ()) -> None:
     """Print what a retraining would cost; nothing is computed or written."""
     told = {
         "run": run.name,
@@ -74,8 +77,8 @@ def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool) -> None:
     if as_json:
         from hnf_offline.findings import plain
 
-        return emit_json(plain({"schema": 1, "plans": [told]}))
-    return emit(fields_text(told))
+        return emit_json(plain({"schema": 1, "plans": [told], "options": told_options(options)}))
+    return emit("\n\n".join([fields_text(told), *options_text(options)]))
 
 
 def write(

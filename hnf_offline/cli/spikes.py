@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from hnf_offline.cli.app import verb
 from hnf_offline.errors import InputError, UsageError
 from hnf_offline.options import (
@@ -16,6 +18,7 @@ from hnf_offline.options import (
     Scalers,
     Target,
 )
+from hnf_offline.origin import asked_by_run
 from hnf_offline.output import output_folder, relative
 from hnf_offline.pipeline import open_input
 from hnf_offline.printing import emit, emit_json, terminal
@@ -28,6 +31,7 @@ from hnf_offline.printing import emit, emit_json, terminal
     "hnf spikes train.csv --column loss=train/lm_loss --rule olmo --json",
 )
 def spikes(
+    context: typer.Context,
     path: LogPath,
     out: PictureFolder = None,
     force: Force = False,
@@ -47,6 +51,7 @@ def spikes(
     """
     scalings = [_scaling(text) for text in scaler or ()]
     run = open_input(path, manifest, column, log_only=True)
+    rule = RuleName(asked_by_run(context, run.said).get("rule", rule))
     if run.log is None:
         raise InputError("has no training log that can be read", path=path, remedy="name the log file itself")
     folder, remark = (None, "") if out is None else output_folder(out, (run,), force=force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,7 @@ from hnf_offline.options import (
     one_device,
     profile_settings,
 )
+from hnf_offline.origin import asked_by_run, choices
 from hnf_offline.output import relative
 from hnf_offline.pipeline import open_input
 from hnf_offline.printing import emit, emit_json, terminal
@@ -78,6 +80,7 @@ ListPolicies = Annotated[
     "hnf whatif --list-policies",
 )
 def whatif(
+    context: typer.Context,
     run_path: SomeRun = None,
     start: SomeStart = None,
     steps: Steps = 40,
@@ -122,14 +125,14 @@ def whatif(
     _check(arms)
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
+    from_run = asked_by_run(context, run.said, without=("steps", "every"))
     settings = profile_settings(
-        TierName.stability, None, 1, None, one_device(device), dtype, rows, replay, accuracy=accuracy
+        TierName.stability, None, 1, None, device, dtype, rows, replay, accuracy=accuracy, from_run=from_run
     )
+    one_device(settings.device)
     folder, remark = retraining_folder(out, run, f"whatif-{start}", force=force)
     if ADVICE in arms:
-        wide = profile_settings(
-            TierName.curvature, None, 1, None, one_device(device), dtype, rows, replay, accuracy=accuracy
-        )
+        wide = replace(settings, tier=TierName.curvature.value)
         advised = _advised(run, wide, start, start + steps, model=model, plan=plan, quiet=quiet)
         arms = tuple(dict.fromkeys(one for arm in arms for one in (advised if arm == ADVICE else (arm,))))
     if plan:
@@ -139,7 +142,7 @@ def whatif(
             run, start=start, steps=steps, policies=arms, settings=settings, every=every,
             model=model, twins=twins, find_largest_stable=find is not None,
         )  # fmt: skip
-        return print_plan(planned, run, folder, as_json=as_json)
+        return print_plan(planned, run, folder, as_json=as_json, options=choices(context, run, from_run))
     remarks(run, remark, quiet)
     began = time.monotonic()
     from hnf_offline.rerun.whatif import StoppedError
@@ -153,12 +156,12 @@ def whatif(
             )  # fmt: skip
         except StoppedError as stopped:
             seconds = time.monotonic() - began
-            _, page = write(stopped.retraining, run, folder, device=device, seconds=seconds)
+            _, page = write(stopped.retraining, run, folder, device=settings.device, seconds=seconds)
             raise interrupted(progress, f"the arms that were done are kept: {relative(page)}") from stopped
         except KeyboardInterrupt as stopped:
             raise interrupted(progress, "before any policy was tried: nothing to keep") from stopped
     return tell(
-        done, run, folder, device=device, seconds=time.monotonic() - began,
+        done, run, folder, device=settings.device, seconds=time.monotonic() - began,
         quiet=quiet, as_json=as_json,
     )  # fmt: skip
 

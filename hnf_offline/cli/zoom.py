@@ -38,6 +38,7 @@ from hnf_offline.options import (
     one_device,
     profile_settings,
 )
+from hnf_offline.origin import asked_by_run, choices
 from hnf_offline.pipeline import open_input
 from hnf_offline.progress import Reporter
 
@@ -46,6 +47,7 @@ EveryStep = Annotated[int, typer.Option("--every", metavar="N", min=1, help="Mea
 
 @verb("hnf zoom runs/gpt-small --from 140 --to 160", "hnf zoom runs/gpt-small --from 140 --to 160 --plan")
 def zoom(
+    context: typer.Context,
     run_path: RunPath,
     start: From,
     stop: To,
@@ -80,9 +82,11 @@ def zoom(
         )
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     check_start(run, start)
+    from_run = asked_by_run(context, run.said, without=("steps", "every"))
     settings = profile_settings(
-        tier, None, 1, layers, one_device(device), dtype, rows, replay, accuracy=accuracy
+        tier, None, 1, layers, device, dtype, rows, replay, accuracy=accuracy, from_run=from_run
     )
+    one_device(settings.device)
     folder, remark = retraining_folder(out, run, f"zoom-{start}-{stop}", force=force)
     if plan:
         from hnf_offline.rerun.planning import plan_zoom
@@ -90,12 +94,12 @@ def zoom(
         planned = plan_zoom(
             run, start=start, stop=stop, settings=settings, out=folder, every=every, model=model
         )
-        return print_plan(planned, run, folder, as_json=as_json)
+        return print_plan(planned, run, folder, as_json=as_json, options=choices(context, run, from_run))
     remarks(run, remark, quiet)
     began = time.monotonic()
     from hnf_offline.rerun.zoom import zoom as retrain
 
-    with Reporter("zoom", tier, unit="step", quiet=quiet) as progress:
+    with Reporter("zoom", settings.tier, unit="step", quiet=quiet) as progress:
         try:
             done = retrain(
                 run, start=start, stop=stop, settings=settings, out=folder, every=every, model=model,
@@ -104,6 +108,6 @@ def zoom(
         except KeyboardInterrupt as stopped:
             raise interrupted(progress, "kept; run again to go on") from stopped
     return tell(
-        done.retraining, run, folder, device=device, seconds=time.monotonic() - began,
+        done.retraining, run, folder, device=settings.device, seconds=time.monotonic() - began,
         quiet=quiet, as_json=as_json,
     )  # fmt: skip

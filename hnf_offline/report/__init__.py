@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hnf_offline.report.heat import heat_map
     from hnf_offline.report.log_text import log_summary
     from hnf_offline.report.log_writing import write_log_findings
-    from hnf_offline.report.monitor import monitor_lines
+    from hnf_offline.report.monitor import monitor_lines, spelled_remarks
     from hnf_offline.report.page import write_report
     from hnf_offline.report.retraining_page import write_retraining
     from hnf_offline.report.retraining_terminal import (
@@ -37,6 +37,7 @@ __all__ = [
     "policies_table",
     "policy_explained",
     "retraining_summary",
+    "spelled_remarks",
     "spikes_table",
     "summary",
     "write_comparison",
@@ -58,6 +59,7 @@ _HOME = {
     "policies_table": "retraining_terminal",
     "policy_explained": "retraining_terminal",
     "retraining_summary": "retraining_terminal",
+    "spelled_remarks": "monitor",
     "spikes_table": "terminal",
     "summary": "terminal",
     "write_comparison": "comparison_page",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Any
 
 from hnf_offline.errors import InputError, UsageError
 from hnf_offline.run.paths import OUTWARD, OUTWARD_REMEDY, beside, inside, leads_out
-from hnf_offline.run.records import OptimizerSettings
+from hnf_offline.run.records import OptimizerSettings, Said
 
 NAME = "run.toml"
 _LARGEST = 5_000_000
+_DEVICE = r"(?:cpu|mps|cuda(?::\d{1,3})?)"
 
 #: Section -> key -> what its value has to be.
 KEYS: Mapping[str, Mapping[str, str]] = {
@@ -43,12 +45,31 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "precision": "text",
     },
     "resume": {"steps": "integers"},
+    "analysis": {
+        "tier": "text",
+        "accuracy": "text",
+        "device": "device",
+        "dtype": "text",
+        "rows": "count",
+        "replay": "text",
+        "steps": "range",
+        "every": "count",
+        "layers": "text",
+        "rule": "text",
+    },
 }
 
 MODEL_KINDS = ("hf", "gpt", "factory")
 OPTIMIZER_KINDS = ("adam", "adamw", "sgd", "other")
 PRECISIONS = ("float32", "bfloat16", "float16")
 EVERY_STEP = "all"
+#: What the options of these names take (`options.py`; a test holds the two together).
+ANALYSES: Mapping[str, tuple[str, ...]] = {
+    "tier": ("weights", "forward", "gradient", "stability", "curvature", "full"),
+    "accuracy": ("screen", "standard", "certified"),
+    "dtype": ("float32", "float64"),
+    "rule": ("robust", "olmo", "olmo-core", "stable-adamw", "mosaic", "adagc"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +96,7 @@ class Manifest:
         starts: file of the places in a flat token file where rows begin.
         optimizer: optimizer settings that win over the saved state.
         resume_steps: steps at which training was resumed.
+        said: what the file says, as the run carries it on; None where there is no file.
     """
 
     path: Path | None = None
@@ -96,6 +118,7 @@ class Manifest:
     starts: Path | None = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     resume_steps: tuple[int, ...] = ()
+    said: Said | None = None
 
 
 def read_manifest(run: Path, path: Path | None = None) -> Manifest:
@@ -136,6 +159,9 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
     _one_of(model.get("kind"), MODEL_KINDS, "[model] kind", file)
     _one_of(optimizer.get("kind"), OPTIMIZER_KINDS, "[optimizer] kind", file)
     _one_of(optimizer.get("precision"), PRECISIONS, "[optimizer] precision", file)
+    analysis = dict(content.get("analysis", {}))
+    for name, known in ANALYSES.items():
+        _one_of(analysis.get(name), known, f"[analysis] {name}", file)
     if model.get("kind") == "factory" and "factory" not in model:
         raise UsageError(
             '[model] kind = "factory" needs a factory',
@@ -156,6 +182,9 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
     def located(name: str | None) -> Path | None:
         return None if name is None else there(name)
 
+    if "replay" in analysis:
+        analysis["replay"] = there(analysis["replay"])
+    keys = tuple(f"{section}.{key}" for section, of in content.items() for key in of)
     return Manifest(
         path=file,
         named=path is not None,
@@ -187,6 +216,7 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
             precision=optimizer.get("precision"),
         ),
         resume_steps=tuple(sorted(content.get("resume", {}).get("steps", ()))),
+        said=Said(file, keys, analysis),
     )
 
 
@@ -241,6 +271,14 @@ _CHECKS: Mapping[str, tuple[str, Any]] = {
     ),
     "flag": ("true or false", lambda value: isinstance(value, bool)),
     "integers": ("a list of steps", _are_integers),
+    "device": (
+        "a device such as 'cpu', 'cuda' or 'cuda:1'",
+        lambda value: isinstance(value, str) and re.fullmatch(rf"auto|{_DEVICE}(,{_DEVICE}){{0,63}}", value),
+    ),
+    "range": (
+        "a range of steps such as '100:200', '100:' or ':200'",
+        lambda value: isinstance(value, str) and re.fullmatch(r"\d{0,18}:\d{0,18}", value, re.ASCII),
+    ),
     "steps": (
         'the number of rows a step, a list with the step of each row, or "all"',
         lambda value: value == EVERY_STEP or _is_count(value) or _are_integers(value),

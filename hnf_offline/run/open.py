@@ -103,6 +103,7 @@ def open_run(
         skipped=tuple(skipped),
         missing=tuple(_missing(checkpoints, log, batches, model)),
         random_states=random_states,
+        said=said.said,
     )
 
 

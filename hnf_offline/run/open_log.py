@@ -58,4 +58,5 @@ def open_log(
         model=None,
         resume_steps=said.resume_steps or log.restarts,
         skipped=tuple(skipped),
+        said=said.said,
     )

@@ -195,6 +195,23 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What a run.toml says.
+
+    Attributes:
+        file: the file.
+        keys: every key in it: "model.factory", "analysis.tier".
+        analysis: what its section [analysis] asks for, where neither an option nor the environment does: "tier",
+            "accuracy", "device", "dtype", "rows", "replay" (a path), "steps", "every", "layers" and "rule", as the
+            options of these names spell it.
+    """
+
+    file: Path
+    keys: tuple[str, ...] = ()
+    analysis: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """One file that was passed over, and why.
 
@@ -236,6 +253,7 @@ class Run:
         skipped: files and lines passed over.
         missing: what is not there and what that costs.
         random_states: recorded generator states, None where there are none.
+        said: what a run.toml says, None where there is none.
     """
 
     path: Path
@@ -250,6 +268,7 @@ class Run:
     skipped: tuple[Skipped, ...] = ()
     missing: tuple[Missing, ...] = ()
     random_states: RandomStates | None = None
+    said: Said | None = None
 
     @property
     def gap(self) -> int | None:

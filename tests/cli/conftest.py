@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ def hnf(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    for name in ("HNF_DEBUG", "HNF_TIER", "HNF_DEVICE", "HNF_DTYPE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [one for one in os.environ if one.startswith("HNF_")]:
+        monkeypatch.delenv(name)
 
     def call(*arguments: object) -> Said:
         capsys.readouterr()

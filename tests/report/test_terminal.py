@@ -5,7 +5,7 @@ import pytest
 from hnf_offline.errors import UsageError
 from hnf_offline.findings import Alarm
 from hnf_offline.report.heat import heat_map
-from hnf_offline.report.monitor import monitor_lines
+from hnf_offline.report.monitor import monitor_lines, remarks, spelled_remarks
 from hnf_offline.report.terminal import spikes_table, summary
 from hnf_offline.table import Row, table
 
@@ -44,7 +44,7 @@ def test_escapes_from_files_never_reach_the_terminal():
     evil = "\x1b]0;title\x07\x1b[2Jname\r\n\u202e"
     alarms = (replace(findings.alarms[0], text=evil, action=evil),)
     findings = replace(findings, run={**findings.run, "name": evil}, alarms=alarms)
-    for text in (summary(findings), *monitor_lines(findings)):
+    for text in (summary(findings), *lines_of(findings)):
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
     assert "name" in summary(findings)
 
@@ -106,15 +106,24 @@ def test_no_layers_is_a_sentence_and_an_unknown_quantity_an_error():
         heat_map(made.spike_run().profile, quantity="attention.entropy")
 
 
+#: The loss with which each spike of `made.spike_run` began, and when the end of the second was certain.
+ONSETS, ENDS = {1: 3.43, 2: 10.86}, {2: 231}
+
+
+def lines_of(findings, restarts=()):
+    return list(monitor_lines(findings, losses=ONSETS, ends=ENDS, restarts=restarts))
+
+
 def test_the_monitor_speaks_in_causal_order_with_actions_after_their_alarm():
-    lines = list(monitor_lines(made.spike_run().findings))
+    lines = lines_of(made.spike_run().findings)
     assert lines == [
         "[WARNING] Step 140: S reaches 1 near step 156.",
         "[INFO] Step 140: mass moves into layers.0 k_proj",
         "[DANGER] Step 150: S = 1.70 crosses 1.",
         "[ACTION] Recommended: resume from checkpoint 140 with learning rate 0.0081.",
-        "[SPIKE] Step 151: loss 2.28 -> 6.28 at step 152",
+        "[SPIKE] Step 151: loss 2.28 -> 3.43",
         "[SPIKE] Step 220: loss 2.75 -> 10.86",
+        "[RECOVERED] Step 231: the loss is back since step 221; the spike of step 220 peaked at 10.86",
         "[WARNING] Step 260: headroom 1.4.",
     ]
 
@@ -122,7 +131,7 @@ def test_the_monitor_speaks_in_causal_order_with_actions_after_their_alarm():
 def test_an_alarm_known_later_than_its_step_is_told_when_it_was_known():
     late = Alarm(100, 190, "hessian.lambda_max", "", 1.0, 1.0, "band", "warning", "late")
     findings = replace(made.spike_run().findings, alarms=(late,))
-    lines = list(monitor_lines(findings))
+    lines = lines_of(findings)
     assert lines.index("[WARNING] Step 190: late.") == 1
 
 
@@ -137,7 +146,7 @@ def test_notes_of_a_step_are_one_line_without_what_it_says_already():
         alarm_at(384, "norm is 7 at step 384, high.", "info"),
         alarm_at(384, "Adam lag is 3 at checkpoint 384.", "warning", "Lower beta2."),
     )
-    assert list(monitor_lines(replace(made.healthy_run().findings, alarms=notes, spikes=()))) == [
+    assert lines_of(replace(made.healthy_run().findings, alarms=notes, spikes=())) == [
         "[WARNING] Step 384: Adam lag is 3 at checkpoint 384.",
         "[ACTION] Recommended: lower beta2.",
         "[INFO] Step 384: lag of a is 3 (and 2 more layers); norm is 7, high",
@@ -148,7 +157,25 @@ def test_a_spike_is_seen_before_the_checkpoint_of_its_step():
     findings = made.spike_run().findings
     onset = findings.spikes[0].onset
     findings = replace(findings, alarms=(alarm_at(onset, "S is 1.2.", "danger"),))
-    assert [line.split("]")[0] for line in monitor_lines(findings)][:2] == ["[SPIKE", "[DANGER"]
+    assert [line.split("]")[0] for line in lines_of(findings)][:2] == ["[SPIKE", "[DANGER"]
+
+
+def test_the_monitor_tells_a_restart_before_what_follows_it():
+    findings = made.spike_run().findings
+    lines = lines_of(findings, restarts=(151,))
+    assert lines[lines.index("[RESTART] Step 151: the run starts again here") + 1].startswith(
+        "[SPIKE] Step 151"
+    )
+
+
+def test_a_remark_knows_nothing_of_what_came_after_it():
+    findings = made.spike_run().findings
+    alarm = replace(findings.alarms[0], spike=1)
+    (early, *_) = remarks((alarm,), (), losses={}, ends={})
+    assert "spike" not in early.to_json()["alarm"], "which spike followed"
+    (onset,) = remarks((), findings.spikes[:1], losses=ONSETS, ends={})
+    assert set(onset.to_json()["spike"]) == {"onset", "loss_before", "loss", "at_resume"}
+    assert list(spelled_remarks([onset])) == ["[SPIKE] Step 151: loss 2.28 -> 3.43"]
 
 
 def test_spikes_table_has_one_line_a_spike():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hnf_offline.run.logs.lines import LONGEST_LINE, left_unread, most_text, open_bytes
+from hnf_offline.run.logs.lines import LONGEST_LINE, is_left_for_later, left_unread, most_text, open_bytes
 
 #: Bytes of a block.
 _BLOCK = 4_000_000
@@ -58,7 +58,7 @@ class Blocks:
             if len(rest) > LONGEST_LINE:
                 rest, passing = b"", True
                 self.overlong += 1
-        if rest:
+        if rest and not is_left_for_later():
             yield rest
 
     def notes(self) -> tuple[str, ...]:

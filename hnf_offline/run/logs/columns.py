@@ -139,6 +139,26 @@ _PARTS = re.compile(
 _NOT_TRAINING = re.compile(r"(?:^|_)(?:eval|val|valid|validation|test|dev)(?:_|$)")
 
 
+def named_columns(columns: Sequence[str] | None) -> dict[str, str]:
+    """Read "loss=train/lm_loss" and the like.
+
+    Returns:
+        Our column name -> name in the log.
+
+    Raises:
+        UsageError: if a column is not spelled NAME=COLUMN.
+    """
+    named: dict[str, str] = {}
+    for typed in columns or ():
+        ours, equals, column = typed.partition("=")
+        if not (ours and equals and column):
+            raise UsageError(
+                f"--column {typed} is not NAME=COLUMN", remedy="write it as --column loss=train/lm_loss"
+            )
+        named[ours] = column
+    return named
+
+
 def choose_columns(
     names: Sequence[str], counts: Mapping[str, int], override: Mapping[str, str], path: Path
 ) -> dict[str, str]:

@@ -7,6 +7,8 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +28,35 @@ _NOISE = re.compile(
     r"\x1b\[[0-?]{0,64}[ -/]{0,8}[@-~]|\x1b\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)|\x1b[@-Z\\-_]?"
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]"
 )
+
+
+#: Whether a last line without an ending is still being written, and is left for later.
+_ONLY_WHOLE: ContextVar[bool] = ContextVar("only_whole_lines", default=False)
+
+
+@contextmanager
+def only_whole_lines() -> Iterator[None]:
+    """Leave out the last line of every text that is read meanwhile, as long as it has no ending.
+
+    Of a log that grows the first half of a row can look like a whole one: "loss=2.3" of "loss=2.345".
+
+    Yields:
+        Nothing.
+    """
+    before = _ONLY_WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_WHOLE.reset(before)
+
+
+def is_left_for_later() -> bool:
+    """Say whether a last line without an ending is to be left out.
+
+    Returns:
+        True within `only_whole_lines`.
+    """
+    return _ONLY_WHOLE.get()
 
 
 @dataclass(slots=True)
@@ -69,7 +100,7 @@ class Lines:
                         while line and not line.endswith("\n") and read <= most:
                             line = file.readline(LONGEST_LINE)
                             read += len(line)
-                    else:
+                    elif line.endswith("\n") or not is_left_for_later():
                         self.unended = not line.endswith("\n")
                         yield without_noise(line.rstrip("\n"))
                     if read > most:
