@@ -64,8 +64,8 @@ def test_the_lines_told_on_the_way_are_those_of_the_finished_run(
                 whole = (saved / "model.safetensors").read_bytes()
                 target.mkdir()
                 (target / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-                writing[step + 4] = partial(save, saved, target, lambda name: name.startswith("model"))
-                writing[step + 7] = partial(save, saved, target)
+                writing[step + 7] = partial(save, saved, target, lambda name: name.startswith("model"))
+                writing[step + 9] = partial(save, saved, target)
             if step in writing:
                 yield writing.pop(step)
             if step == LAST:
@@ -74,7 +74,7 @@ def test_the_lines_told_on_the_way_are_those_of_the_finished_run(
             line = lines[step + 1]
             cut = line.index('"loss": ') + len('"loss": 0.1')
             now[0] = step + 1
-            if step % 12 == 9:
+            if step % 12 == 6:
                 yield partial(append, log, line[:cut])
                 yield partial(append, log, line[cut:])
             else:
