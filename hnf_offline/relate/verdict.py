@@ -299,11 +299,13 @@ def _regime(regime: Mapping[str, Any]) -> str:
 def _level(profile: pl.DataFrame) -> str:
     steps, values = points(profile, "hessian.stability_ratio")
     last = last_at_or_before(steps, values, 2**62)
-    if last is None or last[1] <= 0:
+    if last is None:
         return "S was not measured"
     highest = float(np.nanmax(values))
     peak = int(steps[int(np.nanargmax(values))])
+    # A schedule that ends at a rate of 0 has S = 0 there, and no headroom to speak of.
+    headroom = f" (headroom {number(1 / last[1])})" if last[1] > 0 else ""
     return (
-        f"S was {number(last[1])} at checkpoint {last[0]} (headroom {number(1 / last[1])}), "
+        f"S was {number(last[1])} at checkpoint {last[0]}{headroom}, "
         f"at most {number(highest)} (checkpoint {peak})"
     )

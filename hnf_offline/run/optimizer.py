@@ -190,11 +190,11 @@ def optimizer_kind(raw: RawOptimizer) -> str:
 
 def _match_names(raw: RawOptimizer, shapes: Mapping[str, Any], path: Path) -> dict[str, int | str]:
     keys: list[int | str] = [key for group in raw.groups for key in group.get("params", ())]
+    names = {key: _unwrapped(str(key), shapes) for key in dict.fromkeys([*keys, *raw.state])}
+    attribute = _attribute(list(names.values()), shapes)
     matched: dict[str, int | str] = {}
-    for key in dict.fromkeys([*keys, *raw.state]):
-        name = str(key)
-        while name not in shapes and any(name.startswith(prefix) for prefix in _PREFIXES):
-            name = name.split(".", 1)[1]
+    for key, wrapped in names.items():
+        name = wrapped.removeprefix(attribute)
         if name not in shapes:
             raise AmbiguousOptimizerError(
                 f"the optimizer state is of {key!r}, which is no parameter of the model",
@@ -203,6 +203,19 @@ def _match_names(raw: RawOptimizer, shapes: Mapping[str, Any], path: Path) -> di
             )
         matched[name] = key
     return matched
+
+
+def _unwrapped(name: str, shapes: Mapping[str, Any]) -> str:
+    while name not in shapes and any(name.startswith(prefix) for prefix in _PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _attribute(names: Sequence[str], shapes: Mapping[str, Any]) -> str:
+    # The attribute under which a trainer's module holds the model (model.*, net.*), where that explains every name.
+    prefix = names[0].partition(".")[0] + "." if names else ""
+    below = all(name.startswith(prefix) and name.removeprefix(prefix) in shapes for name in names)
+    return prefix if below and not any(name in shapes for name in names) else ""
 
 
 def _decoupled(kind: str | None, group: Mapping[str, Any]) -> bool | None:

@@ -176,3 +176,10 @@ def test_replay_checks_match_the_step_whose_rows_were_replayed() -> None:
     assert not checks[150, 152].agrees
     assert checks[150, 152].shift == 1
     assert not checks[151, 152].agrees
+
+
+def test_a_rate_that_ends_at_zero_does_not_hide_what_was_measured() -> None:
+    ended = table(rows("hessian.stability_ratio", range(10, 200, 10), [*np.full(18, 0.2), 0.0]))
+    sentence = find(run_of(quiet_log(), ended), ended).verdict["sentence"]
+    assert "S was 0 at checkpoint 190, at most 0.2 (checkpoint 10)" in sentence
+    assert "headroom" not in sentence

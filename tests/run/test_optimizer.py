@@ -102,6 +102,23 @@ def test_state_of_another_model_is_refused(make: Any) -> None:
         match_optimizer(named, [("w", (3,))], OptimizerSettings(), FILE)
 
 
+def test_names_below_the_attribute_of_a_trainers_module_are_those_of_the_model() -> None:
+    def state(*names: str) -> RawOptimizer:
+        return RawOptimizer(
+            None,
+            ({"params": list(names)},),
+            {name: {"exp_avg_sq": torch.ones(2)} for name in names},
+            names=True,
+        )
+
+    shapes = [("w", (2,)), ("b.c", (2,))]
+    found = match_optimizer(state("net.w", "net.b.c"), shapes, OptimizerSettings(), FILE)
+    assert set(found.parameters) == {"w", "b.c"}
+    for names in (("net.w", "other.b.c"), ("w", "w.w"), ("net.w", "net.d")):
+        with pytest.raises(AmbiguousOptimizerError, match="no parameter of the model"):
+            match_optimizer(state(*names), shapes, OptimizerSettings(), FILE)
+
+
 def test_sgd_with_momentum(make: Any) -> None:
     module = make.module()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True)
