@@ -47,6 +47,9 @@ The meaning of a column is known by its name, whatever its case and separators; 
 A log whose first step is 0 may count from 0. A few checkpoints are then replayed on the batch of their next step: where
 the losses show it, the log is moved by one and a note says so; where batches or model are missing, a note says that
 steps may be off by one.
+
+If a run left several logs, the one that tells most is used and the others are named. `--no-mmap` reads weight files
+plainly, for network disks; an address takes the place of a folder ([Runs on object stores](how-to/remote.md)).
 """
 
 
@@ -144,12 +147,27 @@ def _table(name: str, readers: object) -> str:
     return "\n".join(rows)
 
 
-if __name__ == "__main__":
-    (HERE / "formats.md").write_text(formats_page(), encoding="utf-8")
-    (HERE / "catalogue.md").write_text(catalogue_page(), encoding="utf-8")
+def pages() -> dict[str, str]:
+    """Spell every page that is written by the program.
+
+    Returns:
+        Path below docs/ -> Markdown or JSON.
+    """
+    from docs.commands import commands_page
+    from docs.run_toml import run_toml_page
     from docs.schemas import DOCUMENTS as RECORDS
     from docs.schemas import schema
 
-    (HERE / "schemas").mkdir(exist_ok=True)
-    for file, of in RECORDS.items():
-        (HERE / "schemas" / file).write_text(schema(*of), encoding="utf-8")
+    return {
+        "formats.md": formats_page(),
+        "catalogue.md": catalogue_page(),
+        "reference/commands.md": commands_page(),
+        "reference/run-toml.md": run_toml_page(),
+        **{f"schemas/{file}": schema(*of) for file, of in RECORDS.items()},
+    }
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / name).parent.mkdir(exist_ok=True)
+        (HERE / name).write_text(text, encoding="utf-8")
