@@ -185,7 +185,8 @@ class LogEvent:
 
     Attributes:
         kind: "nonfinite-loss", "nonfinite-gradient", "gradient-outliers", "slow-divergence", "open-spike", "plateau",
-            "loss-scale-collapse", "skipped-steps", "throughput-drop", "duplicated-log", "restart" or "gap".
+            "loss-scale-collapse", "skipped-steps", "throughput-drop", "memory-growth", "duplicated-log", "restart" or
+            "gap".
         severity: "danger", "warning", or "info" (worth knowing, nothing wrong).
         first: its first step.
         last: its last step; `first` where it is a point.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from hnf_offline.detect.measured import Measured, measured
+from hnf_offline.detect.measured import Measured, measured, worst_head
 from hnf_offline.detect.trailing import Flags, Floats
 from hnf_offline.findings import Pathology
 
@@ -48,7 +48,7 @@ class Rule:
         quantity: its name in the catalogue.
         kind: of the pathology.
         bad: which values are, given all of them.
-        evidence: a sentence with `now` and `first`.
+        evidence: a sentence with `now`, `first` and, of a worst head, `head`.
         action: what can be done.
     """
 
@@ -82,8 +82,8 @@ RULES: tuple[Rule, ...] = (
         "attention.saturation",
         "attention-saturation",
         _risen(ATTENTION_SHARE),
-        "{now:.0%} of the worst head's queries give more than 99 % of their weight to one key, {first:.0%} at the "
-        "first checkpoint.",
+        "{now:.0%} of the queries of the worst head{head} give more than 99 % of their weight to one key, {first:.0%} "
+        "at the first checkpoint.",
         CALM_ATTENTION,
     ),
     Rule(
@@ -132,20 +132,21 @@ def degradations(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Pathology, .
     for one in measured(profile):
         series.setdefault(one.quantity, []).append(one)
     return (
-        *(found for rule in RULES for found in _by_rule(rule, series.get(rule.quantity, ()))),
+        *(found for rule in RULES for found in _by_rule(rule, series.get(rule.quantity, ()), profile)),
         *_embedding_gradient(profile),
         *_first_overflow(series, trains_float16="loss_scale" in log.columns),
         *_first_nonfinite(series),
     )
 
 
-def _by_rule(rule: Rule, series: Sequence[Measured]) -> Iterator[Pathology]:
+def _by_rule(rule: Rule, series: Sequence[Measured], profile: pl.DataFrame) -> Iterator[Pathology]:
     for one in series:
         bad = rule.bad(one.values)
         lasting = np.flatnonzero(bad & np.append(bad[1:], True))  # the next one agrees, or there is none
         if lasting.size:
             row = lasting[0]
-            evidence = rule.evidence.format(now=one.values[row], first=one.values[0])
+            head = worst_head(profile, one, int(row)) if "{head}" in rule.evidence else ""
+            evidence = rule.evidence.format(now=one.values[row], first=one.values[0], head=head)
             yield Pathology(rule.kind, one.layer, int(one.steps[row]), evidence, rule.action)
 
 

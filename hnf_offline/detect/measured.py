@@ -96,6 +96,17 @@ def one(profile: pl.DataFrame, quantity: str, layer: str = "") -> Measured:
     return Measured(quantity, layer, -1, np.empty(0, dtype=np.int64), np.empty(0))
 
 
+def worst_head(profile: pl.DataFrame, series: Measured, row: int) -> str:
+    """Say which head a value of a worst head is of.
+
+    Returns:
+        " (head 3)", "" where the table does not say.
+    """
+    heads = one(profile, f"{series.quantity}_head", series.layer)
+    at = np.flatnonzero(heads.steps == series.steps[row])
+    return f" (head {heads.values[at[0]]:.0f})" if at.size and np.isfinite(heads.values[at[0]]) else ""
+
+
 def logged(log: pl.DataFrame, column: str) -> tuple[NDArray[np.int64], Floats]:
     """Select one column of the log, without the rows that lack it.
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from hnf_offline.detect.degradation import CALM_ATTENTION, degradations
 from hnf_offline.detect.log_events import Written, log_pathologies
-from hnf_offline.detect.measured import Measured, measured, one
+from hnf_offline.detect.measured import Measured, measured, one, worst_head
 from hnf_offline.findings import Pathology, Spike
 
 ENTROPY = 0.05  # nats: one key gets everything
@@ -98,8 +98,9 @@ def _entropy_collapse(profile: pl.DataFrame) -> Iterator[Pathology]:
         highest = np.maximum.accumulate(np.where(np.isfinite(series.values), series.values, 0.0))
         low = (series.values < ENTROPY) & (highest > ENTROPY_FALL * np.maximum(series.values, 1e-3))
         for row in np.flatnonzero(low)[:1]:
+            head = worst_head(profile, series, int(row))
             fall = f"from {highest[row]:.3g} to {series.values[row]:.3g} nats."
-            evidence = f"mean entropy of the worst head fell {fall}"
+            evidence = f"mean entropy of the lowest head{head} fell {fall}"
             yield Pathology(
                 "attention-entropy-collapse", series.layer, int(series.steps[row]), evidence, CALM_ATTENTION
             )
@@ -114,7 +115,8 @@ def _logit_growth(profile: pl.DataFrame) -> Iterator[Pathology]:
     for series in _series(profile, "attention.logit_max"):
         for row in np.flatnonzero(np.isfinite(series.values) & (series.values > LOGIT))[:1]:
             evidence = f"largest logit grew from {series.values[0]:.3g} at step {series.steps[0]} to "
-            evidence += f"{series.values[row]:.3g}; runs above 1e4 diverged in the published study."
+            evidence += f"{series.values[row]:.3g}{worst_head(profile, series, int(row))}; runs above 1e4 "
+            evidence += "diverged in the published study."
             yield Pathology(
                 "attention-logit-growth", series.layer, int(series.steps[row]), evidence, CALM_ATTENTION
             )

@@ -51,6 +51,10 @@ def repeated(how: Written) -> Iterator[LogEvent]:
         evidence = f"{how.repeated:,} rows were written again ({share:.1%} of the log)"
         if how.disagreeing is not None:
             evidence += f", {how.disagreeing:,} of them with another loss"
+        if how.rows and how.repeated % how.rows == 0 and not how.disagreeing:
+            evidence += (
+                f": every step {1 + how.repeated // how.rows} times, as several processes do that log alike"
+            )
         evidence += "; the last writing counts."
         first = how.restarts[0] if how.restarts else 0
         yield LogEvent("duplicated-log", "warning" if severe else "info", first, first, evidence)

@@ -19,6 +19,7 @@ from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.traces import layer_trace_rows
+from hnf_offline.profile.weight_ranks import rank_rows
 from hnf_offline.profile.weight_rows import alone_rows, nonfinite_rows
 from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
@@ -38,6 +39,8 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
     tier = TIERS.index(settings.tier)
     if tier < TIERS.index("forward"):
         return rows + alone_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))
+    if tier < TIERS.index("full"):  # which has all that the weights show
+        rows += rank_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))
     rows += forward_rows(subject)
     if settings.koopman or tier >= TIERS.index("full"):
         rows += mode_rows(subject, settings.seed)

@@ -124,7 +124,7 @@ def alone_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tens
         if layer.path in neighbours:
             offered["neighbour"] = _flat(neighbours[layer.path], parameters)
         seen.add(layer, offered)
-        matrices = [matrix for part in layer.parts if (matrix := _matrix(part, parameters)) is not None]
+        matrices = [matrix for part in layer.parts if (matrix := matrix_of(part, parameters)) is not None]
         if matrices:
             rows += _spectrum_rows(step, layer, max(matrices, key=torch.numel))
     return seen.rows() + rows
@@ -202,7 +202,7 @@ def _by_head(
     layer: Layer, parameters: Mapping[str, Tensor], heads: int, device: torch.device
 ) -> Tensor | None:
     """A projection as [heads, d_head, width], float64; None where it does not divide."""
-    matrices = [matrix for part in layer.parts if (matrix := _matrix(part, parameters)) is not None]
+    matrices = [matrix for part in layer.parts if (matrix := matrix_of(part, parameters)) is not None]
     if len(matrices) != 1 or matrices[0].shape[0] % heads:
         return None
     matrix = matrices[0].to(device, torch.float64)
@@ -224,7 +224,7 @@ def _ordered(weight: Tensor) -> Tensor:
     return torch.from_numpy(np.partition(weight.numpy(), sorted(ranks)))
 
 
-def _matrix(part: Part, parameters: Mapping[str, Tensor]) -> Tensor | None:
+def matrix_of(part: Part, parameters: Mapping[str, Tensor]) -> Tensor | None:
     """A part as a matrix, its outputs first where the part is a stretch of a fused projection; None for vectors."""
     if len(part.shape) < 2 or min(part.shape[0], math.prod(part.shape[1:])) < 2:
         return None

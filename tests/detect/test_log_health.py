@@ -208,6 +208,30 @@ def test_halvings_count_where_skipped_steps_are_not_logged():
     assert "3 updates" in event.evidence
 
 
+# --- what to do, and overfitting ---
+
+
+def test_every_event_that_is_wrong_says_what_to_do():
+    log = healthy(throughput=speed(0.5), loss_scale=np.append(np.full(500, 1024.0), np.full(500, 0.5)))
+    wrong = log_pathologies(log, find_spikes(log), Written(ROWS, 20))
+    assert {"throughput-drop", "loss-scale-collapse", "duplicated-log"} <= {one.kind for one in wrong}
+    assert all(one.action.endswith(".") and one.evidence.endswith(".") for one in wrong)
+
+
+def test_overfitting_is_a_pathology_from_the_lowest_validation_loss_on():
+    steps = np.arange(ROWS)
+    train = 3 * np.exp(-steps / 400)
+    turned = np.where(steps < 500, train + 0.1, train[500] + 0.1 + (steps - 500) / 1000)
+    for validation, expected in ((turned, [("overfitting", 501)]), (train + 0.1, [])):
+        seen = np.where(steps % 50 == 0, validation, np.nan)
+        log = pl.DataFrame({"step": steps + 1, "loss": train, "eval_loss": seen}).with_columns(
+            pl.col("eval_loss").fill_nan(None)
+        )
+        found = log_pathologies(log, ())
+        assert [(one.kind, one.step) for one in found] == expected
+        assert all("eval_loss was lowest at step 501" in one.evidence and one.action for one in found)
+
+
 # --- speed ---
 
 
@@ -253,6 +277,13 @@ def test_a_drop_is_known_without_the_future():
 
 
 # --- how the log was written ---
+
+
+def test_a_log_that_several_processes_wrote_says_so():
+    log = healthy()
+    assert "every step 4 times" in one(log, "duplicated-log", Written(ROWS, 3 * ROWS, (), 0)).evidence
+    assert "times, as" not in one(log, "duplicated-log", Written(ROWS, 3 * ROWS, (), 7)).evidence
+    assert "times, as" not in one(log, "duplicated-log", Written(ROWS, 20, (), 0)).evidence
 
 
 def test_rows_repeated_after_a_restart_are_worth_knowing_and_without_one_a_warning():

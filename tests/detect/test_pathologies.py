@@ -49,6 +49,23 @@ def test_entropy_collapse_is_a_fall_to_zero_not_a_sharp_head():
     assert kinds(profile([0.04, 0.03, 0.04, 0.03], "attention.entropy", "attn.softmax")) == []
 
 
+@pytest.mark.parametrize(
+    ("quantity", "values", "kind"),
+    [
+        ("attention.entropy", [2.0, 1.5, 0.5, 0.03, 0.02], "attention-entropy-collapse"),
+        ("attention.logit_max", [10, 100, 900, 1500], "attention-logit-growth"),
+        ("attention.saturation", [0.1, 0.2, 0.95, 0.96], "attention-saturation"),
+    ],
+)
+def test_the_head_is_named_where_the_table_says_it(quantity, values, kind):
+    heads = profile([0, 1, 2, 3, 4][: len(values)], f"{quantity}_head", "attn.softmax")
+    (named,) = pathologies(pl.concat([profile(values, quantity, "attn.softmax"), heads]), EMPTY_LOG, ())
+    assert named.kind == kind
+    assert f"(head {named.step // 10 - 1})" in named.evidence
+    (silent,) = pathologies(profile(values, quantity, "attn.softmax"), EMPTY_LOG, ())
+    assert "head)" not in silent.evidence and "(head" not in silent.evidence
+
+
 def test_logits_past_a_thousand():
     grown = profile([10, 100, 900, 1500], "attention.logit_max", "attn.softmax")
     assert kinds(grown) == [("attention-logit-growth", "attn.softmax", 40)]
