@@ -223,9 +223,10 @@ def report(
     from hnf_offline.profile.settings import ProfileSettings
 
     run, folder = _opened(run, out)
-    checked = check_run(run, cheap=True)
+    chosen = settings or ProfileSettings()
+    checked = check_run(run, cheap=True, initial=True, model=model, device=chosen.device)
     done = analyse(
-        run, settings or ProfileSettings(), folder, rule=rule, model=model, zoom=zoom, prove=prove,
+        run, chosen, folder, rule=rule, model=model, zoom=zoom, prove=prove,
         on_progress=on_progress,
     )  # fmt: skip
     return Report(done.run, checked.told(done.findings), done.profile, folder)

@@ -30,7 +30,7 @@ EXPLAINS: tuple[tuple[str, frozenset[str]], ...] = (
     ("optimizer-state", frozenset({"step-count", "learning-rate"})),
     ("step-count", frozenset({"discontinuity", "learning-rate", "replayed-loss"})),
     ("mixed-runs", frozenset({"other-shapes", "discontinuity", "replayed-loss", "learning-rate"})),
-    ("nonfinite-weights", frozenset({"discontinuity", "replayed-loss"})),
+    ("nonfinite-weights", frozenset({"discontinuity", "replayed-loss", "initialisation"})),
     ("other-shapes", frozenset({"discontinuity", "replayed-loss"})),
     ("other-dtype", frozenset({"discontinuity", "replayed-loss"})),
     ("tied-weights", frozenset({"discontinuity", "replayed-loss"})),
@@ -91,7 +91,10 @@ class Examination:
             The findings.
         """
         names = [one.name for one in self.checks if one.looked_at]
-        return replace(findings, faults=self.faults, run={**findings.run, "checked": names})
+        begun = next((one for one in self.checks if one.cost == "first"), None)
+        initial = "" if begun is None else begun.looked_at or begun.skipped_because
+        described = {**findings.run, "checked": names, "initialisation": initial}
+        return replace(findings, faults=self.faults, run=described)
 
     def to_json(self) -> dict[str, Any]:
         """Give it as one JSON value.
@@ -117,6 +120,7 @@ def check_run(
     run: Run,
     *,
     cheap: bool = False,
+    initial: bool = False,
     first: int | None = None,
     last: int | None = None,
     every: int = 1,
@@ -129,6 +133,7 @@ def check_run(
     Args:
         run: the run as found on disk.
         cheap: leave out those that read tensors or run the model.
+        initial: look at how the model was initialised all the same.
         first: first checkpoint step, None for all.
         last: last checkpoint step, None for all.
         every: look at every n-th checkpoint.
@@ -145,7 +150,7 @@ def check_run(
         if (first is None or one.step >= first) and (last is None or one.step <= last)
     ][::every]
     run = replace(run, checkpoints=tuple(chosen))
-    series = Series(run, settings=_settings(run, cheap=cheap))
+    series = Series(run, settings=_settings(run, cheap=cheap), model=model, device=device)
     if not cheap:
         series = _read(series, on_progress)
         from hnf_offline.check.replay import replay
@@ -157,7 +162,7 @@ def check_run(
     faults: list[Fault] = []
     covered: dict[Fault, tuple[int, ...]] = {}
     for check in checks():
-        if cheap and check.cost != "cheap":
+        if cheap and check.cost != "cheap" and not (initial and check.cost == "first"):
             outcome = Outcome(skipped_because="only cheap checks were asked for")
         elif check.cost == "replay" and series.replays is None:
             outcome = Outcome(skipped_because="nothing was replayed")

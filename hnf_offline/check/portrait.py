@@ -54,7 +54,7 @@ def draw(checkpoint: Checkpoint, checkpoints: int) -> Portrait:
     for name in list(weights):
         tensor = weights.pop(name)  # so that what was looked at can be let go
         share = max(_LEAST_OF_A_TENSOR, room * tensor.numel() // max(1, total))
-        tensors[_WRAPPERS.sub("", name)] = _tensor(tensor, share)
+        tensors[without_wrappers(name)] = _tensor(tensor, share)
     try:
         raw = load_optimizer(checkpoint)
     except UserError as error:
@@ -84,7 +84,7 @@ def _tensor(tensor: Tensor, kept: int) -> TensorPortrait:
         str(tensor.dtype).removeprefix("torch."),
         flat.numel(),
         tensor.is_floating_point(),
-        _digest(flat),
+        digest_of(flat),
         squares**0.5,
         nonfinite,
         sample.to(torch.float32).numpy(),
@@ -99,12 +99,26 @@ def _places(size: int, kept: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(size).integers(0, size, kept))
 
 
-def _digest(flat: Tensor) -> str:
+def digest_of(flat: Tensor) -> str:
+    """Hash all bytes of a flat, contiguous tensor.
+
+    Returns:
+        Hexadecimal digits.
+    """
     state = hashlib.blake2b(digest_size=16)
     if flat.numel():
         # A view of the bytes: types such as bfloat16 are unknown to numpy.
         state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()
+
+
+def without_wrappers(name: str) -> str:
+    """Leave out what compilation and parallel wrappers put into a parameter's name.
+
+    Returns:
+        The name in the model itself.
+    """
+    return _WRAPPERS.sub("", name)
 
 
 def _optimizer(raw: RawOptimizer) -> OptimizerPortrait:
@@ -130,7 +144,7 @@ def _moment(state: Mapping[str, Any]) -> Moment | None:
         if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel():
             flat = tensor.detach().contiguous().reshape(-1)
             kind = str(tensor.dtype).removeprefix("torch.")
-            return Moment(tuple(tensor.shape), kind, _digest(flat), not bool(flat.any()))
+            return Moment(tuple(tensor.shape), kind, digest_of(flat), not bool(flat.any()))
     return None
 
 

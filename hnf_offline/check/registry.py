@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from hnf_offline.check.series import Series
     from hnf_offline.findings import Fault
 
-#: Cost classes. cheap: names, headers, JSON and the log; weights: reads every tensor, one checkpoint at a time;
-#: replay: runs the model on saved batches, a few checkpoints only.
-COSTS = ("cheap", "weights", "replay")
+#: Cost classes. cheap: names, headers, JSON and the log; first: reads the first checkpoint and runs it on a few rows;
+#: weights: reads every tensor, one checkpoint at a time; replay: runs the model on saved batches, a few checkpoints.
+COSTS = ("cheap", "first", "weights", "replay")
 
 #: Modules of this package, in the order in which their faults are told; each has a `CHECK`.
 CHECKS = (
@@ -33,6 +33,7 @@ CHECKS = (
     "replayed_loss",
     "log",
     "spacing",
+    "initialisation",
 )
 
 

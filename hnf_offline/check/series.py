@@ -120,6 +120,8 @@ class Series:
         unreadable: step -> (path, reason, remedy) of checkpoints whose tensors could not be read.
         settings: step -> the model's settings saved with that checkpoint.
         replays: None where nothing was to be replayed.
+        model: `package.module:function` that builds the model, None where the run says.
+        device: where to replay.
     """
 
     run: Run
@@ -127,6 +129,8 @@ class Series:
     unreadable: Mapping[int, tuple[Path, str, str]] = field(default_factory=dict)
     settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     replays: Replays | None = None
+    model: str | None = None
+    device: str = "auto"
 
     def relative(self, path: Path | None) -> str:
         """Spell a path relative to the run.
@@ -152,13 +156,18 @@ class Series:
         return self.relative(found)
 
 
-def some(number: int, noun: str) -> str:
+def some(number: int, noun: str, several: str | None = None) -> str:
     """Count something.
 
+    Args:
+        number: of them.
+        noun: one of them.
+        several: more of them, None for the noun with an s.
+
     Returns:
-        "1 checkpoint", "30 checkpoints".
+        "1 checkpoint", "30 checkpoints", "2 matrices".
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {several or noun + 's'}"
 
 
 def counted(steps: tuple[int, ...] | list[int], most: int = 6) -> str:

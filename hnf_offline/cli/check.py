@@ -56,7 +56,8 @@ def check(
 
     Looks for the same weights under different steps, steps that do not descend from the one before, several runs
     in one folder, missing shards, NaN weights, lost ties, optimizer state, learning rates and step counts that do
-    not fit, and replays a few checkpoints against the log. Says what could not be looked at, and why.
+    not fit, how the model was initialised, and replays a few checkpoints against the log. Says what could not be
+    looked at, and why.
     Exit code 1 where something is wrong.
     """
     first, last = step_range(steps)

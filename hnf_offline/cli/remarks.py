@@ -46,8 +46,16 @@ def remarks(run: Run, remark: str, quiet: bool) -> None:
         note(f"skipped {len(run.skipped) - 5} more; the report lists them all")
 
 
-def check_first(run: Run, quiet: bool) -> Examination:
+def check_first(run: Run, quiet: bool, model: str | None = None, device: str = "auto") -> Examination:
     """Run the cheap checks before anything slow, and tell on stderr what is wrong, unless asked to be quiet.
+
+    How the model was initialised is looked at too: that reads one checkpoint, and only where it is an initial one.
+
+    Args:
+        run: the run.
+        quiet: tell nothing.
+        model: `package.module:function` that builds the model, None where the run says.
+        device: where to run the initial checkpoint on a few rows.
 
     Returns:
         What was looked at, and all that was found.
@@ -55,7 +63,7 @@ def check_first(run: Run, quiet: bool) -> Examination:
     from hnf_offline.check import check_run
     from hnf_offline.report import fault_line, faults_counted
 
-    checked = check_run(run, cheap=True)
+    checked = check_run(run, cheap=True, initial=True, model=model, device=device)
     wrong = checked.wrong
     if wrong and not quiet:
         note(f"this series of checkpoints is not sound: {faults_counted(wrong)}; hnf check says more")

@@ -117,7 +117,7 @@ def report(
             zoom=zoom is ZoomName.auto, options=choices(context, run, from_run),
         )  # fmt: skip
     remarks(run, remark, quiet)
-    checked = check_first(run, quiet)
+    checked = check_first(run, quiet, model, settings.device)
     from hnf_offline.report import write_report, write_retraining
 
     with Reporter("profile", settings.tier, quiet=quiet) as tell:

@@ -53,10 +53,9 @@ def rank_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tenso
             ranks = effective_ranks(torch.stack([matrix for _, matrix in part]))
             for (layer, _), (rank, error) in zip(part, ranks, strict=True):
                 if math.isfinite(rank):
-                    bar = (None, None) if error == 0.0 else (rank - 2 * error, rank + 2 * error)
-                    row = Row(
-                        step, layer.path, layer.kind, layer.depth, name, rank, *bar, certified=error == 0.0
-                    )
+                    low, high = (None, None) if error == 0.0 else (rank - 2 * error, rank + 2 * error)
+                    place = layer.path, layer.kind, layer.depth
+                    row = Row(step, *place, name, rank, low, high, certified=error == 0.0)
                     rows.append(row)
     return rows
 

@@ -277,7 +277,8 @@ def test_the_healthy_run_is_sound(healthy: Path, examined: Examined) -> None:
     done = examined(healthy)
     assert done.sound
     assert done.faults == ()
-    assert not [one for one in done.checks if not one.looked_at]
+    # It begins at step 192: how it was initialised cannot be said.
+    assert [one.name for one in done.checks if not one.looked_at] == ["initialisation"]
 
 
 @pytest.mark.parametrize(("plant", "kind", "step"), PLANTED, ids=[plant.__name__ for plant, _, _ in PLANTED])

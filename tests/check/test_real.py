@@ -21,7 +21,10 @@ def test_the_sample_runs_are_sound(name: str) -> None:
     done = check_run(open_run(SAMPLES / name), device="cpu")
     assert done.sound
     assert done.faults == ()
-    assert all(one.looked_at for one in done.checks)
+    (gone,) = [one for one in done.checks if not one.looked_at]
+    assert gone.name == "initialisation" and gone.skipped_because.startswith(
+        "cannot say: the first checkpoint is at"
+    )
 
 
 def test_the_cheap_checks_of_a_hundred_checkpoints_read_no_tensor(

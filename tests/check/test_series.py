@@ -221,7 +221,7 @@ def test_every_check_says_what_it_looks_for() -> None:
     from hnf_offline.check.registry import COSTS, checks
 
     names = [one.name for one in checks()]
-    assert len(names) == len(set(names)) == 16
+    assert len(names) == len(set(names)) == 17
     for one in checks():
         assert one.cost in COSTS
         assert one.looks_for

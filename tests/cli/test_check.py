@@ -41,7 +41,7 @@ def one_line(said: Any, *parts: str) -> None:
 def test_a_sound_run_exits_with_0_and_one_line(hnf: Any, whole_run: Path) -> None:
     said = hnf("check", whole_run)
     assert said.code == 0, said.out
-    assert said.out == "16 checks on 4 checkpoints: sound in what was checked\n"
+    assert said.out == "17 checks on 4 checkpoints: sound in what was checked\n"
     assert "check 4/4 step 24" in said.err
 
 
@@ -53,7 +53,7 @@ def test_a_fault_exits_with_1_and_says_step_file_evidence_and_remedy(hnf: Any, b
     assert lines[0].split() == ["✗", "danger", "step", "18", "identical-weights", "checkpoints/step-000018"]
     assert "steps 12 and 18 hold the same weights" in said.out
     assert "→ copy the checkpoint again" in said.out
-    assert lines[-1] == "16 checks on 4 checkpoints: 1 danger"
+    assert lines[-1] == "17 checks on 4 checkpoints: 1 danger"
 
 
 def test_json_is_one_document_with_every_check(hnf: Any, bad_run: Path) -> None:
