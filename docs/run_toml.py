@@ -17,6 +17,9 @@ A `run.toml` inside a run came with the run, so its paths stay inside of it, and
 not imported: repeat it with `--model`. A file that you name with `--manifest` is your own word: its paths are looked
 for beside it first and then in the run, they may lead anywhere, and its function is imported.
 
+What `[analysis]` asks for takes the place of the verbs' defaults: an option wins over an environment variable, that over
+`run.toml`, and `--plan` says where each value comes from.
+
 ```toml
 {example}```
 
@@ -60,6 +63,10 @@ precision = "bfloat16"
 
 [resume]
 steps = [4000]
+
+[analysis]
+tier = "stability"
+rows = 16
 """
 
 _VALUES: Mapping[str, str] = {
@@ -73,6 +80,8 @@ _VALUES: Mapping[str, str] = {
     "flag": "true or false",
     "integers": "a list of steps",
     "steps": 'a whole number, a list of steps, or `"all"`',
+    "device": "a device, such as `cpu` or `cuda:0`",
+    "range": "A:B, either of which may be left out",
 }
 
 _MEANING: Mapping[str, Mapping[str, str]] = {
@@ -109,6 +118,18 @@ _MEANING: Mapping[str, Mapping[str, str]] = {
         "precision": "of the forward and backward passes; used by retraining",
     },
     "resume": {"steps": "steps at which training was resumed; by itself, where the log restarts"},
+    "analysis": {
+        "tier": "how much to measure, as `--tier`",
+        "accuracy": "how well eigenvalues are to be known, as `--accuracy`",
+        "device": "where to compute, as `--device`",
+        "dtype": "precision of the products, as `--dtype`",
+        "rows": "sequences to replay, as `--rows`",
+        "replay": "file of the rows to replay, as `--replay`",
+        "steps": "checkpoints from step A to B, as `--steps`",
+        "every": "every n-th checkpoint alone, as `--every`",
+        "layers": "layers that get a curvature of their own, as `--layers`",
+        "rule": "definition of a loss spike, as `--rule`",
+    },
 }
 
 

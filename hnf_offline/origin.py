@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What a plan tells of, in this order, where the verb has the option.
 TOLD = (
     "tier", "accuracy", "device", "dtype", "rows", "replay", "steps", "every", "layers", "traces", "density",
-    "gradient_check", "koopman", "rule", "zoom", "model", "column",
+    "gradient_check", "koopman", "landscape", "barrier", "rule", "zoom", "model", "column",
 )  # fmt: skip
 #: What a plan says of an option without a value.
 UNSET = {
