@@ -94,3 +94,34 @@ def test_an_unmodified_trainer_run_needs_no_options_and_its_two_spikes_are_expla
     assert check.replayed == pytest.approx(3.428152, abs=1e-3)
     assert all(check.agrees and check.shift == 0 for check in findings.replay_checks)
     assert "3.4282" in page
+
+
+def pathologies_of(path: Path, out: Path, **settings):
+    run = open_run(path)
+    table = profile_run(run, ProfileSettings(device="cpu", **settings), out).table
+    return table, find(run, table).pathologies
+
+
+@pytest.mark.parametrize(
+    ("name", "tier"), [("steady", "forward"), ("steady", "gradient"), ("spiky", "gradient")]
+)
+def test_nothing_is_wrong_inside_the_sample_runs(name, tier, tmp_path):
+    """The spiky run's trouble is its edge: no head, unit, rank or logit of it is sick."""
+    table, found = pathologies_of(ROOT / "sample_runs" / name, tmp_path, tier=tier, every=4)
+    assert found == ()
+    measured = {"weight.effective_rank", "activation.variance", "logits.log_z"}
+    measured |= {"gradient.norm", "adam.epsilon_share"} if tier == "gradient" else set()
+    assert measured <= set(table["quantity"]), "what was looked at"
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.skipif(not TRAINER.is_dir(), reason="needs ../shared/data")
+def test_what_is_sick_in_the_trainers_run_became_so_where_its_rate_was_raised(tmp_path):
+    _, found = pathologies_of(TRAINER, tmp_path, tier="forward", rows=16)
+    assert found, "the rate was ten times as high at steps 150 to 152"
+    assert {one.step for one in found} == {160}
+    (head,) = [one for one in found if one.kind == "attention-entropy-collapse"]
+    assert head.layer == "model.layers.3.self_attn.softmax" and "(head 2)" in head.evidence
+    assert {one.kind for one in found} == {"attention-entropy-collapse", "dead-units"}
+    assert all(one.action for one in found)

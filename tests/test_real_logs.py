@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import real_logs
+from hnf_offline.detect.log_events import log_pathologies
+from hnf_offline.relate.log_alone import how_written
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.real
@@ -27,6 +29,9 @@ def test_what_is_known_of_a_log_is_found(truth):
     if truth.healthy:
         assert one.findings.spikes == ()
         assert all(event.severity == "info" for event in one.findings.events)
+        # Nor does a report have anything to say against it.
+        assert log_pathologies(one.log.rows, one.findings.spikes, how_written(one.log)) == ()
+        assert not (one.findings.curve.get("accuracy") or {}).get("turned")
 
 
 def named(name):

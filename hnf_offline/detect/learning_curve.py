@@ -16,6 +16,7 @@ from hnf_offline.detect.overfitting import validation_gaps
 from hnf_offline.detect.power_law import PowerLaw, fit_power_law
 from hnf_offline.detect.schedule import phases, schedule_effects
 from hnf_offline.detect.trailing import SIGMA_PER_MAD, Floats, trailing_median
+from hnf_offline.detect.validation_accuracy import validation_accuracy
 from hnf_offline.findings import Spike
 from hnf_offline.quantities.loss_curve import (
     explosion_score,
@@ -48,8 +49,8 @@ def learning_curve(
 
     Returns:
         Keys "window" (moments), "plateau", "explosion", "power_law" (or "no_power_law": the reason), "target",
-        "validation", "schedule", "epochs", "phases"; empty for fewer than forty finite losses. Every quantity that
-        could not be computed is None or left out.
+        "validation", "accuracy", "schedule", "epochs", "phases"; empty for fewer than forty finite losses. Every
+        quantity that could not be computed is None or left out.
     """
     steps, loss = logged(log, "loss")
     finite = np.isfinite(loss)
@@ -76,7 +77,11 @@ def learning_curve(
             "epochs": _epochs(log, calm_steps, calm_loss),
         }
     gap = validation_gaps(log)
-    return told | {"validation": None if gap is None else asdict(gap)}
+    accuracy = validation_accuracy(log)
+    return told | {
+        "validation": None if gap is None else asdict(gap),
+        "accuracy": None if accuracy is None else asdict(accuracy),
+    }
 
 
 def _outside(steps: NDArray[np.int64], spikes: Sequence[Spike]) -> NDArray[np.bool_]:

@@ -78,7 +78,7 @@ def validation_gaps(log: pl.DataFrame) -> ValidationGap | None:
         return None
     gap = validation_gap(validation, train)
     best = int(np.argmin(validation))
-    least = max(RISE * abs(float(validation[best])), SIGMAS * _noise(validation))
+    least = max(RISE * abs(float(validation[best])), SIGMAS * noise_of(validation))
     rose = at.size - 1 - best >= AFTER and bool((validation[-AFTER:] - validation[best] > least).all())
     overfits = rose and bool(np.median(train[-AFTER:]) < train[best])
     middle = (best + at.size) // 2
@@ -114,7 +114,13 @@ def _level(at: NDArray[np.int64], steps: NDArray[np.int64], loss: Floats) -> Flo
         return np.asarray((sums[ends] - sums[begins]) / (ends - begins))
 
 
-def _noise(values: Floats) -> float:
-    # Of one value, from second differences, which a smooth curve leaves small: their variance is six times that.
+def noise_of(values: Floats) -> float:
+    """Estimate the noise of one evaluation from second differences, which a smooth curve leaves small.
+
+    Their variance is six times that of one value.
+
+    Returns:
+        A robust standard deviation.
+    """
     second = np.diff(values, 2)
     return SIGMA_PER_MAD * float(np.median(np.abs(second))) / math.sqrt(6)

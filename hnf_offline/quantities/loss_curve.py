@@ -130,6 +130,25 @@ def validation_gap(validation_loss: Floats, training_level: Floats) -> Floats:
 
 
 @quantity(
+    "loss.accuracy_drop",
+    unit="share or percent, as logged",
+    formula="max over evaluations of the validation accuracy - median of its last three",
+    reference="training stability fixes (source document), validation accuracy",
+    tier="log",
+    layers="the log; a validation accuracy",
+    reading="Near 0 while it still rises or rests; a drop beyond its own noise says that it has turned.",
+    cannot="The highest of many noisy values is too high by itself: a small drop is no turn.",
+)
+def accuracy_drop(accuracy: Floats) -> float:
+    """Best validation accuracy minus where it ends.
+
+    Returns:
+        At least 0.
+    """
+    return float(accuracy.max() - np.median(accuracy[-3:]))
+
+
+@quantity(
     "loss.plateau_score",
     unit="loss",
     formula="1/w sum_(i=0..w-1) |L(t-i) - M|, M the median of the w rows before those",

@@ -187,8 +187,8 @@ _EXPLOSION = _of(
     ("Lower learning rate", "hnf whatif --policy lr-scale"),
     ("Results printed several times", "hnf spikes, hnf check"),
     ("Slow training, time per epoch", "hnf spikes"),
-    ("Validation accuracy", "", "a column of the log like any other; no rule reads it"),
-    ("GPU utilization", "", "not in a run's files"),
+    ("Validation accuracy", "loss.accuracy_drop, hnf spikes", "its best, and whether it has turned"),
+    ("GPU utilization", "", "trackers sample it apart from the log of steps; it is not read"),
     ("Plasticity and state-space features switched off one by one", "", _SHAPING),
 )
 
@@ -323,7 +323,7 @@ _CATALOGUE = _of(
     ("Drops after schedule changes", "loss.schedule_effect"),
     ("Plateau score", "loss.plateau_score"),
     ("Time to convergence, sample efficiency", "loss.steps_to_target, hnf spikes --target"),
-    ("Compute efficiency", "", "operations are not in a run's files; tokens to a target are told"),
+    ("Compute efficiency", "", "operations are not counted from a run's files; tokens to a target are told"),
     ("Search spaces, Bayesian optimization, multi-objective optimization", "", _SEARCH),
     ("Population-based training", "", _SEARCH),
     ("Successive halving, Hyperband", "", _SEARCH),
@@ -343,7 +343,11 @@ _CATALOGUE = _of(
         "activation.overflow_fp16, activation.overflow_bf16, residual.growth, residual.rms",
     ),
     ("Loss explosion score", "loss.explosion_score", "trailing noise for the sigma of all history"),
-    ("Memory use, memory leaks", "", "not in a run's files but for what its log may say"),
+    (
+        "Memory use, memory leaks",
+        "hnf spikes, hnf report",
+        "where the log has a column of it: a rise that outlasts the warm-up",
+    ),
     ("Computational bottlenecks", "", "not in a run's files; the throughput that a log has is"),
     (
         "Receptive fields, feature maps",
@@ -353,8 +357,9 @@ _CATALOGUE = _of(
     ("Dead features", "activation.dead_share"),
     (
         "Xavier, He, variance-preserving initialization, LSUV",
-        "weight.deviation, activation.variance, residual.growth",
-        "of the first checkpoint; held against the expectations by the reader",
+        "weight.deviation, activation.variance, residual.growth, hnf check, hnf report",
+        "of an initial checkpoint: the scheme of each matrix, layers that are off, growth over the blocks, first loss; "
+        "LSUV itself is a way to initialise",
     ),
     ("Batch normalization", "", _SHAPING),
     (

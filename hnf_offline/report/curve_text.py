@@ -46,6 +46,7 @@ def curve_lines(curve: Mapping[str, Any]) -> Iterator[str]:
         reached = "not reached" if target["step"] is None else f"reached at step {target['step']:,}{tokens}"
         yield f"{named}: loss {loss(target['loss'])} {reached}"
     yield from _validation(curve.get("validation"))
+    yield from _accuracy(curve.get("accuracy"))
     yield from _jumps(curve.get("schedule") or ())
     for key, title in (("phases", "phase"), ("epochs", "epoch")):
         stretches = curve.get(key) or ()
@@ -110,6 +111,16 @@ def _validation(gap: Mapping[str, Any] | None) -> Iterator[str]:
     yield said
 
 
+def _accuracy(told: Mapping[str, Any] | None) -> Iterator[str]:
+    if not told:
+        return
+    turned = f", {number(told['drop'], 2)} below its best since: it has turned" if told["turned"] else ""
+    yield (
+        f"validation accuracy: best {number(told['best'])} at step {told['best_step']:,}, {number(told['last'])} at "
+        f"last{turned} ({clean(told['column'])}, {plural(told['evaluations'], 'evaluation')})"
+    )
+
+
 def _jumps(jumps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in jumps[:MOST_JUMPS]:
         sure = one["low"] > 0 or one["high"] < 0
@@ -168,6 +179,7 @@ _SHOWN_BY = {
     "window": ("loss.mean", "loss.deviation", "loss.skewness", "loss.excess_kurtosis"),
     "explosion": ("loss.explosion_score",),
     "validation": ("loss.validation_gap",),
+    "accuracy": ("loss.accuracy_drop",),
     "plateau": ("loss.plateau_score",),
     "power_law": ("loss.power_law", "loss.expected_gain"),
     "target": ("loss.steps_to_target",),

@@ -210,6 +210,40 @@ def test_a_flat_validation_loss_or_one_that_rises_with_the_training_loss_is_no_o
         assert gap is not None and gap.onset is None
 
 
+def accuracy_log(fall, *, noise=0.003, seed=0):
+    draw = np.random.default_rng(seed)
+    accuracy = 0.9 - np.where(STEPS < 1000, 0.3 * (1 - STEPS / 1000), fall * (STEPS - 1000) / 1000)
+    accuracy = accuracy + noise * draw.standard_normal(STEPS.size)
+    seen = pl.Series(np.where(STEPS % 100 == 0, accuracy, np.nan)).fill_nan(None)
+    return pl.DataFrame({"step": STEPS, "loss": power(), "eval/accuracy": seen, "train_acc": accuracy})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_validation_accuracy_that_turned_is_told_with_its_best_step(seed):
+    told = learning_curve(accuracy_log(0.2, seed=seed))["accuracy"]
+    assert (told["column"], told["evaluations"], told["turned"]) == ("eval/accuracy", 20, True)
+    assert abs(told["best_step"] - 1000) <= 100 and told["best"] == pytest.approx(0.9, abs=0.02)
+    assert told["drop"] == pytest.approx(0.18, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_validation_accuracy_that_rises_or_rests_has_not_turned(seed):
+    for log in (
+        accuracy_log(0.0, seed=seed),
+        accuracy_log(-0.1, seed=seed),
+        accuracy_log(0.0, noise=0.03, seed=seed),
+    ):
+        assert not learning_curve(log)["accuracy"]["turned"]
+    few = accuracy_log(0.2).with_columns(
+        pl.when(pl.col("step") > 500).then(None).otherwise(pl.col("eval/accuracy")).alias("eval/accuracy")
+    )
+    assert learning_curve(few)["accuracy"] is None
+
+
+def test_the_drop_of_an_accuracy_is_from_its_best_to_the_median_of_the_last_three():
+    assert loss_curve.accuracy_drop(np.array([0.5, 0.9, 0.6, 0.7, 0.8])) == pytest.approx(0.2)
+
+
 def test_without_a_validation_loss_there_is_no_gap():
     assert validation_gaps(pl.DataFrame({"step": STEPS, "loss": power(), "eval_accuracy": power()})) is None
 
