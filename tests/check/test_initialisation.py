@@ -204,9 +204,9 @@ def test_a_stream_that_multiplies_from_block_to_block_is_seen_in_a_replay(tmp_pa
     assert healthy == ()
     for name in weights:
         if ".mlp." in name and name.endswith("weight"):
-            weights[name] *= 0.4 / weights[name].std()
+            weights[name] *= 0.15 / weights[name].std()  # about 1.8-fold in each block
     faults, _ = audit(put(tmp_path / "run", weights, **shape))
-    (growth,) = [one for one in faults if "residual stream" in one.evidence]
+    (growth,) = faults
     assert growth.severity == "warning" and "sqrt(blocks) = 2.45" in growth.evidence
     # Without batches nothing is replayed, and that is said.
     rest, told = audit(put(tmp_path / "bare", weights, batches=False, **shape))

@@ -51,6 +51,8 @@ HEALTHY: dict[str, Callable[[int], Floats]] = {
     "peak so far of such batches": lambda seed: np.maximum.accumulate(10 * np.exp(noise(seed, 0.3))),
     "an evaluation that needs more once": lambda seed: 10 + 3.0 * (TIME > 500) + noise(seed, 0.05),
     "garbage collected now and then": lambda seed: 10 + 3 * (TIME % 57) / 57,
+    "a creep of two percent": lambda seed: 10 + 0.2 * TIME / ROWS,
+    "a creep within the noise": lambda seed: 10 + 0.6 * TIME / ROWS + noise(seed, 3.0),
     "always the same": lambda seed: np.full(ROWS, 10.0),
 }
 
