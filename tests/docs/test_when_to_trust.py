@@ -1,4 +1,4 @@
-"""The figures of docs/when-to-trust.md and of the README are those of the study beside them."""
+"""The figures of docs/when-to-trust.md, of the README and of other pages are those of the study beside them."""
 
 from __future__ import annotations
 
@@ -58,9 +58,15 @@ def test_what_regimes_do_to_the_warning(study: Archive) -> None:
         f"There {percent(edge.precision.value)} of the alarms were right, as many as by chance "
         f"({percent(edge.chance_precision)})"
     ) in text
+    for page in (README, DOC.parent / "concepts" / "limits.md"):
+        assert (
+            f"{percent(calm.precision.value)} of the alarms were right "
+            f"({percent(calm.chance_precision)} by chance)"
+        ) in words(page)
     assert (
-        f"{percent(calm.precision.value)} of the alarms were right ({percent(calm.chance_precision)} by chance)"
-    ) in words(README)
+        f"precision of {percent(calm.precision.value)} is worth what it has over the "
+        f"{percent(calm.chance_precision)} that chance gives"
+    ) in words(DOC.parent / "concepts" / "warnings.md")
 
 
 def test_sgd_with_momentum(study: Archive) -> None:
@@ -84,6 +90,15 @@ def test_checkpoints(study: Archive) -> None:
         f"With six or more checkpoints between two spikes {dense} were announced, with two or three {twice}, with one "
         f"{once}"
     ) in words(DOC)
+    assert (
+        f"With six or more checkpoints between two spikes {dense} of the spikes of our study were announced, with one "
+        f"{once}"
+    ) in words(DOC.parent / "how-to" / "first-report.md")
+    rows = [
+        f"| {'above' if upper == float('inf') else f'{upper:g}'} | {percent(share)} | {percent(chance)} |"
+        for upper, share, chance in ANNOUNCED
+    ]
+    assert "\n".join(rows) in (DOC.parent / "concepts" / "resolution.md").read_text(encoding="utf-8")
 
 
 def test_layers(study: Archive) -> None:
