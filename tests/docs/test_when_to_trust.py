@@ -91,8 +91,8 @@ def test_checkpoints(study: Archive) -> None:
         f"{once}"
     ) in words(DOC)
     assert (
-        f"With six or more checkpoints between two spikes {dense} of the spikes of our study were announced, with one "
-        f"{once}"
+        f"With six or more checkpoints between two spikes {dense} of the spikes of our study were announced "
+        f"({percent(ANNOUNCED[0][2])} by chance), with one {once} ({percent(ANNOUNCED[3][2])})"
     ) in words(DOC.parent / "how-to" / "first-report.md")
     rows = [
         f"| {'above' if upper == float('inf') else f'{upper:g}'} | {percent(share)} | {percent(chance)} |"
