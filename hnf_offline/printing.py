@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hnf_offline.errors import UsageError
-from hnf_offline.progress import is_live, printable
+from hnf_offline.progress import in_colour, printable
 
 #: C1 controls, marks that hide or reverse text, and halves of characters.
 _OBEYED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -23,7 +23,7 @@ TOLD = ("name", "unit", "tier", "layers", "formula", "description", "reading", "
 def emit(text: str) -> None:
     """Print a result; in a pipe, control characters are escaped."""
     # A live terminal gets the colours of our own views; they clean whatever they took from files.
-    print(text if is_live(sys.stdout) else printable(text))
+    print(text if in_colour(sys.stdout) else printable(text))
 
 
 def emit_json(document: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ def terminal() -> dict[str, Any]:
         Keyword arguments of the terminal views.
     """
     width = shutil.get_terminal_size((100, 24)).columns
-    return {"width": width, "color": is_live(sys.stdout), "unicode": _utf()}
+    return {"width": width, "color": in_colour(sys.stdout), "unicode": _utf()}
 
 
 def _utf() -> bool:
@@ -187,12 +187,17 @@ def listing(chosen: Sequence[Mapping[str, Any]], width: int) -> str:
     """Spell entries of the catalogue as a table.
 
     Returns:
-        One line an entry: name, tier, unit and what it is.
+        One line an entry: name, tier, unit and what it is; two where one is too narrow.
     """
     if not chosen:
         return "no quantity"
     columns = [max(len(str(one[field])) for one in chosen) for field in ("name", "tier", "unit")]
     lines = []
+    if width < sum(columns) + 26:  # room for some words beside the columns
+        for one in chosen:
+            lines.append(textwrap.shorten(f"{one['name']} ({one['tier']}, {one['unit']})", width))
+            lines.append(f"  {textwrap.shorten(one['description'], width - 2)}")
+        return "\n".join(lines)
     for one in chosen:
         head = "  ".join(
             str(one[field]).ljust(size) for field, size in zip(("name", "tier", "unit"), columns, strict=True)

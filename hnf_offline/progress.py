@@ -50,6 +50,17 @@ def is_live(stream: object = None) -> bool:
     return not plain and bool(getattr(stream, "isatty", lambda: False)())
 
 
+def in_colour(stream: object) -> bool:
+    """Say whether a result may be coloured: on a terminal, and where FORCE_COLOR asks for it.
+
+    Returns:
+        False wherever NO_COLOR or TERM=dumb say no, whatever FORCE_COLOR says.
+    """
+    plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+    forced = os.environ.get("FORCE_COLOR", "0") not in {"", "0"}
+    return is_live(stream) or (forced and not plain)
+
+
 def note(text: str) -> None:
     """Print one line on stderr, however many a file's name has and however long one in a file is."""
     line = printable(text).replace("\n", "\\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,7 +82,7 @@ def heat_map(
     title = " + ".join(symbol(name) for name in chosen) if len(chosen) == 1 else "proxy estimates"
     lines.append(f"{title}: {spelled}")
     if len(lines[-1]) > width:
-        lines[-1:] = [f"{title}:", f"  {spelled}"]
+        lines[-1:] = textwrap.wrap(f"{title}: {spelled}", width, subsequent_indent="  ")
     if note:
         lines.append(note[:width])
     plain = "\n".join(lines)
