@@ -17,8 +17,8 @@ A `run.toml` inside a run came with the run, so its paths stay inside of it, and
 not imported: repeat it with `--model`. A file that you name with `--manifest` is your own word: its paths are looked
 for beside it first and then in the run, they may lead anywhere, and its function is imported.
 
-What `[analysis]` asks for takes the place of the verbs' defaults: an option wins over an environment variable, that over
-`run.toml`, and `--plan` says where each value comes from.
+What `[analysis]` asks for takes the place of the verbs' defaults: an option wins over an environment variable, that one
+over `run.toml`, and `--plan` says where each value comes from.
 
 ```toml
 {example}```
