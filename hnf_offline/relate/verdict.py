@@ -268,6 +268,9 @@ def more_than_chance(relations: Sequence[Relation], n_spikes: int) -> str:
     are = "is" if scored == 1 else "are"
     if ours is None:
         return f"S is not known, so nothing can be said about curvature as a warning ({spikes})."
+    if scored == 0 < n_spikes:
+        where = "It lies" if n_spikes == 1 else "They lie"
+        return f"{where} outside of the checkpoints' steps, so luck cannot be ruled out."
     if scored < ENOUGH_SPIKES:
         if ours.p_value is not None:
             floor = f"p = {number(ours.p_value)}, and >= {number(1 / (ours.n_shifts + 1))} whatever happens"
