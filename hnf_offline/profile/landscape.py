@@ -172,12 +172,10 @@ def _measure(
     """Measure one checkpoint.
 
     Returns:
-        Its rows, and a projection of its gradient; neither where the weights are not finite, and no projection where
-        the gradient is not finite or zero.
+        Its rows, and a projection of its gradient; neither where the loss is not finite, and no projection where the
+        gradient is not finite or zero.
     """
     load_weights_into(session.module, weights)
-    if not _finite(session):
-        return [], None
 
     def work(memory: MemoryPlan) -> tuple[list[Row], Tensor | None]:
         return _measure_rows(session, memory, seed, checkpoint.step, before)
@@ -252,10 +250,6 @@ def _measure_rows(
 
 def _of_landscape(offered: Mapping[str, object]) -> tuple[Quantity, ...]:
     return computable(frozenset(offered), "full")
-
-
-def _finite(session: Session) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in session.module.parameters())
 
 
 def _projected(gradients: Mapping[str, Tensor]) -> Tensor | None:

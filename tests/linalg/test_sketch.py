@@ -55,6 +55,10 @@ def test_inner_products_are_unbiased_with_the_error_of_so_many_numbers() -> None
     assert abs(float(found.mean()) - exact) < 3 * claimed / math.sqrt(len(found))
     assert float(found.std()) == pytest.approx(claimed, rel=0.3)
     assert claimed < 0.016
+    ones = sketch([torch.ones(size)], size, seed=0)
+    assert float(ones.square().sum(dim=1).mean()) == pytest.approx(size, rel=0.1), (
+        "signs keep a mean from adding up"
+    )
 
 
 def test_cosines_have_a_diagonal_of_ones_and_do_not_know_lengths() -> None:

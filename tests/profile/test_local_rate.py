@@ -49,11 +49,13 @@ def test_a_recorded_run_has_the_rate_of_its_own_s(tiny: Path, tmp_path: Path) ->
 
 
 def test_the_band_holds_the_rates_of_every_ratio_within_that_of_s() -> None:
-    (row,) = local_rate_rows(subject_of("adam", ADAM, ADAM), extremes(0.98, 0.02), (0.005, 1.01))
+    (row,) = local_rate_rows(subject_of("adam", ADAM, ADAM), extremes(0.98, 0.02), (1e-6, 1.01))
     assert row.low is not None and row.high is not None and row.certified
     assert row.value == pytest.approx(local_rate(Mode(0.98, 0.9)))
     assert row.high == pytest.approx(local_rate(Mode(1.01, 0.9))) and row.high > 0
     assert row.low == pytest.approx(math.log(math.sqrt(0.9))), "the rate is lowest between the ends"
+    (wide,) = local_rate_rows(subject_of("adam", ADAM), extremes(1.2), (1e-6, 1.3))
+    assert wide.low == pytest.approx(math.log(math.sqrt(0.9))), "lower than at either end"
     (alone,) = local_rate_rows(subject_of("adam", ADAM), extremes(1.2, 0.1, certified=False), None)
     assert alone.low == alone.value and alone.high == pytest.approx(local_rate(Mode(1.3, 0.9)))
     assert not alone.certified
