@@ -26,7 +26,6 @@ class Measure:
         quantities: entries of the catalogue.
         elsewhere: verbs of the program that have it.
         remark: what differs, or why it is nowhere.
-        awaited: names of entries to come; once one of these is in the catalogue this line has to name it.
     """
 
     document: str
@@ -34,16 +33,12 @@ class Measure:
     quantities: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     remark: str = ""
-    awaited: tuple[str, ...] = ()
 
 
-def _of(document: str, *measures: tuple[str, str] | tuple[str, str, str] | Measure) -> tuple[Measure, ...]:
+def _of(document: str, *measures: tuple[str, str] | tuple[str, str, str]) -> tuple[Measure, ...]:
     """Read lines of name, what has it, and a remark; what has it are names of entries and of verbs, by commas."""
     read: list[Measure] = []
     for line in measures:
-        if isinstance(line, Measure):
-            read.append(line)
-            continue
         found = [one.strip() for one in line[1].split(",") if one.strip()]
         read.append(
             Measure(
