@@ -174,7 +174,7 @@ def test_the_black_box_of_a_loop(desk: Path, hnf: Callable[[str], str]) -> None:
 
 #: A training script in nanoGPT's words around the lines that the pages change.
 NANOGPT = """
-import contextlib, os
+import contextlib, os, sys
 import numpy as np, torch
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 out_dir = 'out'
@@ -182,10 +182,14 @@ eval_interval = 10
 log_interval = 10
 always_save_checkpoint = False
 gradient_accumulation_steps, batch_size, block_size, grad_clip, max_iters = 2, 2, 256, 1.0, 41
+for argument in sys.argv[1:]:  # as its configurator does
+    if argument.startswith('--'):
+        key, _, value = argument[2:].partition('=')
+        globals()[key] = type(globals()[key])(value == 'True' if value in ('True', 'False') else value)
 os.makedirs(out_dir, exist_ok=True)
 torch.manual_seed(0)
 ctx = contextlib.nullcontext()
-tokens = torch.from_numpy(np.fromfile('data/val.bin', dtype=np.uint16).astype(np.int64))
+tokens = torch.from_numpy(np.fromfile('data/shakespeare_char/val.bin', dtype=np.uint16).astype(np.int64))
 def get_batch(split):
     rows = torch.stack([tokens[k : k + block_size + 1] for k in torch.randint(len(tokens) - block_size, (batch_size,))])
     return rows[:, :-1], rows[:, 1:]
@@ -240,15 +244,15 @@ def patched(text: str, page: str) -> str:
     return text
 
 
-def nanogpt(desk: Path, page: str, *more: str, box: str = "") -> str:
-    (desk / "data").mkdir()
+def nanogpt(desk: Path, page: str, *more: str, box: str = "", typed: tuple[str, ...] = ()) -> str:
+    (desk / "data" / "shakespeare_char").mkdir(parents=True)
     drawn = torch.randint(0, 32, (8 * 256,), generator=torch.Generator().manual_seed(2))
-    (desk / "data" / "val.bin").write_bytes(drawn.numpy().astype("uint16").tobytes())
+    (desk / "data" / "shakespeare_char" / "val.bin").write_bytes(drawn.numpy().astype("uint16").tobytes())
     text = patched(NANOGPT, page).replace("training={", f"{box}training={{")
     (desk / "train.py").write_text("\n".join([text, *more]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-u", "train.py"],
+        [sys.executable, "-u", "train.py", *typed],
         cwd=desk,
         env=environment,
         capture_output=True,
@@ -262,11 +266,16 @@ def nanogpt(desk: Path, page: str, *more: str, box: str = "") -> str:
 def test_nanogpt(desk: Path, hnf: Callable[[str], str]) -> None:
     page = f"{HOW_TO}/nanogpt.md"
     (desk / "out").mkdir()
-    (desk / "out" / "log.txt").write_text(nanogpt(desk, page))
+    make, train, report = commands_of(page)
+    assert (
+        make == "mkdir -p out"
+        and train.startswith("python -u train.py ")
+        and train.endswith("| tee out/log.txt")
+    )
+    typed = tuple(shlex.split(train.partition("|")[0])[3:])
+    (desk / "out" / "log.txt").write_text(nanogpt(desk, page, typed=typed))
     (rows,) = blocks_of(page, "toml")
     (desk / "rows.toml").write_text(rows.text)
-    make, train, report = commands_of(page)
-    assert (make, train) == ("mkdir -p out", "python -u train.py | tee out/log.txt")
     hnf(report)
     assert stability_of("out")["step"].to_list() == [10, 20, 30, 40]
     run = open_run("out")
