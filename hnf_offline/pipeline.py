@@ -206,7 +206,7 @@ def measure(
             raise InputError(
                 "holds neither checkpoints nor a training log that can be read",
                 path=run.path,
-                remedy="see the layouts in README.md, or describe the run with --manifest FILE",
+                remedy="see docs/formats.md, or describe the run with --manifest FILE",
             )
         return Measured(run, table())
     from hnf_offline.check.counting import counted_in_updates

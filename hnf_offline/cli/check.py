@@ -79,7 +79,7 @@ def check(
         )  # fmt: skip
     if not any(one.looked_at for one in done.checks):
         raise InputError(
-            "nothing in it could be checked", path=run.path, remedy="see the layouts and logs in README.md"
+            "nothing in it could be checked", path=run.path, remedy="see docs/formats.md for layouts and logs"
         )
     if as_json:
         emit_json(done.to_json())

@@ -27,7 +27,7 @@ def no_checkpoints(run: Run) -> UserError:
     return InputError(
         "holds no checkpoint that can be read",
         path=run.path,
-        remedy="hnf spikes reads logs alone; see the layouts in README.md, or use --manifest FILE",
+        remedy="hnf spikes reads logs alone; see docs/formats.md, or use --manifest FILE",
     )
 
 
