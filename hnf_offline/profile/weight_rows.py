@@ -124,7 +124,7 @@ def alone_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tens
         if layer.path in neighbours:
             offered["neighbour"] = _flat(neighbours[layer.path], parameters)
         seen.add(layer, offered)
-        matrices = [matrix for part in layer.parts if (matrix := matrix_of(part, parameters)) is not None]
+        matrices = matrices_of(layer, parameters)
         if matrices:
             rows += _spectrum_rows(step, layer, max(matrices, key=torch.numel))
     return seen.rows() + rows
@@ -202,7 +202,7 @@ def _by_head(
     layer: Layer, parameters: Mapping[str, Tensor], heads: int, device: torch.device
 ) -> Tensor | None:
     """A projection as [heads, d_head, width], float64; None where it does not divide."""
-    matrices = [matrix for part in layer.parts if (matrix := matrix_of(part, parameters)) is not None]
+    matrices = matrices_of(layer, parameters)
     if len(matrices) != 1 or matrices[0].shape[0] % heads:
         return None
     matrix = matrices[0].to(device, torch.float64)
@@ -222,6 +222,15 @@ def _ordered(weight: Tensor) -> Tensor:
     size = weight.numel()
     ranks = {0, size - 1, *(max(1, -(-share * size // 100)) - 1 for share in (1, 25, 50, 75, 99))}
     return torch.from_numpy(np.partition(weight.numpy(), sorted(ranks)))
+
+
+def matrices_of(layer: Layer, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """Give a layer's weights that are matrices.
+
+    Returns:
+        One [rows, columns] a part that is no vector.
+    """
+    return [matrix for part in layer.parts if (matrix := matrix_of(part, parameters)) is not None]
 
 
 def matrix_of(part: Part, parameters: Mapping[str, Tensor]) -> Tensor | None:

@@ -82,7 +82,7 @@ def measure_weights(
     def snapshot(at: int) -> Snapshot | None:
         if at not in held:
             try:
-                held[at] = _snapshot(run, session, checkpoints[at])
+                held[at] = snapshot_of(run, session, checkpoints[at])
             except UserError as error:
                 skipped[checkpoints[at].path] = (checkpoints[at].path, error.reason, error.remedy or "")
                 held[at] = None
@@ -118,7 +118,20 @@ def _weights_path(folder: Path, checkpoint: Checkpoint) -> Path:
     return path.with_name(f"weights-{path.name}")
 
 
-def _snapshot(run: Run, session: Session | None, checkpoint: Checkpoint) -> Snapshot:
+def snapshot_of(run: Run, session: Session | None, checkpoint: Checkpoint) -> Snapshot:
+    """Read what a checkpoint's weights show.
+
+    Args:
+        run: the run, for its optimizer.
+        session: the model that the weights are of, None where there is none.
+        checkpoint: which one.
+
+    Returns:
+        Its weights and moments, in the host's memory.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     loaded = load(checkpoint, _HOST)
     if isinstance(loaded, UserError):
         raise loaded
