@@ -3,12 +3,12 @@
 Three ratios of one checkpoint, in one process: the tier `forward` and one plain forward pass of the same rows, what the
 tier `gradient` adds and one plain gradient of the same rows, the tier `weights` and `torch.linalg.svdvals` of the same
 matrices, one call each. "Plain" is what a training script does: all rows at once, under the attention kernel that torch
-chooses, the module's own loss. Both sides take turns, and a ratio is the median over the pairs; reading files and building
-the model are outside. On a CPU it is processor time of one thread, so that other programs on the machine count little.
+chooses, the module's own loss. Both sides take turns, and a ratio is the median over the pairs; reading files and
+building the model are outside. On a CPU it is processor time, so that other programs on the machine count little.
 
 Below each ratio stands where the time goes, family by family, from a run under cProfile, which makes small calls look
 dearer than they are. `--decoder` measures a GPT-2 of d = 768 and 12 blocks instead of a run, made and trained for three
-steps in a temporary folder: there no time is Python's.
+steps in a temporary folder: there hardly any time is Python's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ DECODER: dict[str, Any] = {
 }  # fmt: skip
 DECODER_ROWS, DECODER_STEPS = 4, 3
 #: Rooms of the package that are told beside the families of quantities.
-ROOMS = {"observe.py": "watching the modules", "similarity_rows.py": "similarity"}
+WATCHING, ATTENDING = "watching the modules", "attention, computed and read"
+ROOMS = {"observe.py": WATCHING, "watched_attention.py": ATTENDING}
 #: Shares below this are summed up.
 SMALL = 0.01
 
@@ -126,8 +127,8 @@ def families(work: Callable[[], object]) -> dict[str, float]:
     spent: Counter[str] = Counter()
     for (file, _, _), (_, _, own, all_of_it, callers) in entries.items():
         name = place(file)
-        if name.startswith("quantities"):
-            # What a family calls is its own; what it is called with is not.
+        if name and name != WATCHING:
+            # What a family calls is its own. Hooks call families: of them only their own time counts.
             outside = sum(times[3] for caller, times in callers.items() if place(caller[0]) != name)
             spent[name] += outside if callers else all_of_it
         elif name:

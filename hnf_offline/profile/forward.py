@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from hnf_offline.profile.effort import spend
 from hnf_offline.profile.observe import observing
 from hnf_offline.profile.subject import Subject
+from hnf_offline.quantities.activations import Magnitudes
+from hnf_offline.quantities.attention import attention_rows
+from hnf_offline.quantities.logits import predictions
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer, depth_within
 from hnf_offline.run.model.loss import evaluate
@@ -19,6 +23,8 @@ from hnf_offline.table import Row
 
 #: Sequences that two successive blocks' outputs are compared on.
 COMPARED_SEQUENCES = 4
+#: Numbers that the comparison of several blocks may hold at once, a few times over.
+COMPARED_TOGETHER = 1 << 20
 
 
 def forward_rows(subject: Subject) -> list[Row]:
@@ -27,14 +33,16 @@ def forward_rows(subject: Subject) -> list[Row]:
     Returns:
         Rows of the forward tier.
     """
-    # site -> quantity -> one tensor a half; kept on the device until the end, so that nothing waits.
-    seen: dict[tuple[str, str], dict[Quantity, list[list[Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    # site -> quantity -> one tensor a call of each half; kept on the device until the end, so that nothing waits.
+    # (By name: all texts of a quantity would be hashed.)
+    seen: dict[tuple[str, str], dict[str, tuple[Quantity, list[list[Tensor]]]]] = defaultdict(dict)
     together = _OverAllRows()
     for number, half in enumerate(subject.halves):
 
-        def report(path: str, kind: str, observations: Mapping[str, Tensor], number: int = number) -> None:
+        def report(path: str, kind: str, seen_here: Mapping[str, Tensor], number: int = number) -> None:
+            observations = read_once(seen_here)
             for entry in computable(frozenset(observations), "forward"):
-                values = seen[path, kind][entry]
+                _, values = seen[path, kind].setdefault(entry.name, (entry, []))
                 while len(values) <= number:
                     values.append([])
                 values[number].append(entry.function(**{name: observations[name] for name in entry.inputs}))
@@ -45,26 +53,49 @@ def forward_rows(subject: Subject) -> list[Row]:
         spend("forward", len(half.tokens))
         whole: dict[str, Tensor] = {"loss": outcome.loss.detach()}
         if outcome.logits is not None and outcome.targets is not None:
-            whole |= {"logits": outcome.logits.detach(), "targets": outcome.targets}
+            whole |= predictions(outcome.logits.detach(), outcome.targets)
         report("", "model", whole)
-    for site, observations in together.observations():
+    for sites_alike, observations in together.observations():
         for entry in computable(frozenset(observations), "forward"):
-            seen[site][entry] = [[entry.function(**{name: observations[name] for name in entry.inputs})]]
+            each = entry.function(**{name: observations[name] for name in entry.inputs})
+            for site, value in zip(sites_alike, each.reshape(len(sites_alike)), strict=True):
+                seen[site][entry.name] = entry, [[value]]
     weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
-    sites = [(site, entry, values) for site, entries in seen.items() for entry, values in entries.items()]
+    sites = [(site, *found) for site, entries in seen.items() for found in entries.values()]
     # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
     measured = fetched([
-        torch.stack([_combine(torch.stack(calls), entry.over_batches, None) for calls in values])
-        for _, entry, values in sites
+        torch.stack([_of_calls(calls, entry) for calls in values]) for _, entry, values in sites
     ])
+    depths = {(path, kind): _depth(subject.layers, path, kind) for path, kind in seen}
     rows: list[Row] = []
     for ((path, kind), entry, _), halves in zip(sites, measured, strict=True):
-        owner = path.removesuffix(".softmax")
-        depth = -1 if path == "" else depth_around(subject.layers, owner)
-        if kind == "softmax":
-            depth = depth_of_value(subject.layers, owner, depth)
-        rows += _rows(subject, entry, path, kind, depth, halves, weights[: len(halves)])
+        rows += _rows(subject, entry, path, kind, depths[path, kind], halves, weights[: len(halves)])
     return rows
+
+
+def _depth(layers: tuple[Layer, ...], path: str, kind: str) -> int:
+    owner = path.removesuffix(".softmax")
+    depth = -1 if path == "" else depth_around(layers, owner)
+    return depth_of_value(layers, owner, depth) if kind == "softmax" else depth
+
+
+def _of_calls(calls: Sequence[Tensor], entry: Quantity) -> Tensor:
+    return calls[0] if len(calls) == 1 else _combine(torch.stack(list(calls)), entry.over_batches, None)
+
+
+def read_once(seen: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read what is large once, for all quantities that need it.
+
+    Returns:
+        What quantities are evaluated on: `attention_rows` for scores and attention, `magnitudes` beside an activation.
+    """
+    observations: dict[str, Any] = dict(seen)
+    if "attention_scores" in observations:
+        scores, attention = observations.pop("attention_scores"), observations.pop("attention")
+        observations["attention_rows"] = attention_rows(scores, attention)
+    if "activation" in observations:
+        observations["magnitudes"] = Magnitudes(observations["activation"])
+    return observations
 
 
 class _OverAllRows:
@@ -90,17 +121,25 @@ class _OverAllRows:
                 before, after = (observations[name][:room].clone() for name in ("stream_before", "stream"))
                 pairs.append((after, before))
 
-    def observations(self) -> Iterator[tuple[tuple[str, str], dict[str, Tensor]]]:
+    def observations(self) -> Iterator[tuple[list[tuple[str, str]], dict[str, Tensor]]]:
         """Give what was kept.
 
         Yields:
-            Sites, and what can be evaluated there.
+            Sites, and what can be evaluated there: of sites that look alike together, one after another.
         """
         for site, units in self._highest.items():
-            yield site, {"highest_preactivation": units}
+            yield [site], {"highest_preactivation": units}
+        alike: dict[torch.Size, list[tuple[tuple[str, str], Tensor, Tensor]]] = defaultdict(list)
         for site, pairs in self._compared.items():
             after, before = (torch.cat(streams) for streams in zip(*pairs, strict=True))
-            yield site, {"sequences": after, "sequences_before": before}
+            alike[after.shape].append((site, after, before))
+        for shape, found in alike.items():
+            # What is largest of them: distances between all tokens of a sequence.
+            together = max(1, COMPARED_TOGETHER // max(1, shape[0] * shape[1] * max(shape[1:])))
+            for first in range(0, len(found), together):
+                sites, after_all, before_all = zip(*found[first : first + together], strict=True)
+                streams = {"sequences": torch.stack(after_all), "sequences_before": torch.stack(before_all)}
+                yield list(sites), streams
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

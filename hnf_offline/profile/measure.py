@@ -111,7 +111,7 @@ def subject_of(session: Session, step: int, state: OptimizerState | None, memory
         session.module,
         session.layers,
         state,
-        session.batch.cut(min(half, memory.rows), session.device),
+        session.batch.cut(min(half, memory.forward_rows), session.device),
         session.batch.cut(memory.rows, session.device),
         session.batch.name,
         tuple(batch.cut(memory.rows, session.device) for batch in several),

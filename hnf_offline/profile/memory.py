@@ -54,6 +54,11 @@ class MemoryPlan:
     peak_bytes: int
     lot_bytes: int = 0
 
+    @property
+    def forward_rows(self) -> int:
+        """Rows a micro-batch where no second derivatives are taken: what they keep is what graphs may take."""
+        return self.rows * DOUBLE_BACKWARD
+
 
 def saved_bytes(module: nn.Module, tokens: Tensor, labels: Tensor | None, *, plain: bool = True) -> int:
     """Measure what one forward pass of some rows keeps for its backward pass.

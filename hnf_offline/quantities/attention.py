@@ -1,11 +1,11 @@
-"""Attention scores, as every softmax over keys sees them.
+"""Attention, as every softmax over keys sees it.
 
-`attention_logits` are the scores that enter the softmax, [batch, heads, queries, keys], minus infinity where
-masked.
+`attention_rows` is an `AttentionRows`: what each query's scores and attention come to, in one pass over them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hnf_offline.quantities.registry import quantity
@@ -14,6 +14,56 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SATURATED = 0.99
+#: How far below the highest score of its row a score counts as masked.
+_MASKED = -1e30
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRows:
+    """Scores z and attention A = softmax(z) of every query, over its keys.
+
+    Attributes:
+        highest: max_j z_ij, [batch, heads, queries]; minus infinity for a query that sees no key.
+        largest: max_j A_ij, [batch, heads, queries].
+        entropy: -sum_j A_ij log A_ij, [batch, heads, queries]; NaN for a query that sees no key.
+        several: whether at least two keys are seen, [batch, heads, queries].
+    """
+
+    highest: Tensor
+    largest: Tensor
+    entropy: Tensor
+    several: Tensor
+
+
+def attention_rows(scores: Tensor, attention: Tensor | None = None) -> AttentionRows:
+    """Read every row of attention once.
+
+    With m the row's highest score, log A_ij = (z_ij - m) + log max_j A_ij, so that the entropy is a sum of terms of one
+    sign: -log max_j A_ij + sum_j A_ij (m - z_ij).
+
+    Args:
+        scores: [batch, heads, queries, keys], what enters the softmax; a masked key has minus infinity, or (as some
+            libraries have it) the dtype's most negative number or half of it.
+        attention: their softmax, where it is known already.
+
+    Returns:
+        The rows.
+    """
+    import torch
+
+    if attention is None:
+        attention = scores.softmax(dim=-1)
+    highest = scores.amax(dim=-1)
+    blind = highest <= torch.finfo(scores.dtype).min / 2
+    below = (scores - highest.unsqueeze(-1)).clamp_(min=_MASKED)
+    largest = attention.amax(dim=-1)
+    entropy = -largest.log() - torch.einsum("bhqk,bhqk->bhq", attention, below)
+    # Every masked key adds the same huge number, beside which all others are nothing: that counts them.
+    keys = scores.shape[-1]
+    several = (below.sum(dim=-1) > _MASKED * (keys - 1.5)) & ~blind
+    return AttentionRows(
+        highest.masked_fill(blind, float("-inf")), largest, entropy.masked_fill(blind, float("nan")), several
+    )
 
 
 @quantity(
@@ -29,13 +79,13 @@ SATURATED = 0.99
     reading="Growth over hundreds of steps is the warning; in the source's runs all above 1e4 diverged.",
     cannot="Says nothing of a spike within the next tens of steps; the level depends on model and task.",
 )
-def attention_logit_max(attention_logits: Tensor) -> Tensor:
+def attention_logit_max(attention_rows: AttentionRows) -> Tensor:
     """Largest attention score of each head.
 
     Returns:
         [heads].
     """
-    return attention_logits.amax(dim=(0, 2, 3))
+    return attention_rows.highest.amax(dim=(0, 2))
 
 
 @quantity(
@@ -49,16 +99,13 @@ def attention_logit_max(attention_logits: Tensor) -> Tensor:
     reading="Near 0: a head looks at one token only (entropy collapse); compare with its own past.",
     cannot="A low entropy alone is no fault: some heads are meant to be sharp.",
 )
-def attention_entropy(attention_logits: Tensor) -> Tensor:
+def attention_entropy(attention_rows: AttentionRows) -> Tensor:
     """Mean entropy of each head's attention rows; rows with every key masked do not count.
 
     Returns:
         [heads].
     """
-    log_probability = attention_logits.log_softmax(dim=-1)
-    # 0 log 0 = 0 where a key is masked; a row that sees nothing is NaN throughout and is left out.
-    row_entropy = -(log_probability.exp() * log_probability.clamp_min(-1e30)).sum(dim=-1)
-    return row_entropy.nanmean(dim=(0, 2))
+    return attention_rows.entropy.nanmean(dim=(0, 2))
 
 
 @quantity(
@@ -72,13 +119,12 @@ def attention_entropy(attention_logits: Tensor) -> Tensor:
     reading="Share of queries that copy one key; a rise from the run's own level shows saturation.",
     cannot="Cannot tell useful copying from collapse.",
 )
-def attention_saturation(attention_logits: Tensor) -> Tensor:
+def attention_saturation(attention_rows: AttentionRows) -> Tensor:
     """Share of saturated rows of each head.
 
     Returns:
         [heads].
     """
-    largest = attention_logits.softmax(dim=-1).amax(dim=-1)  # [batch, heads, queries]
-    several_keys = (attention_logits > float("-inf")).sum(dim=-1) >= 2
-    saturated = (largest > SATURATED) & several_keys
-    return saturated.sum(dim=(0, 2)) / several_keys.sum(dim=(0, 2)).clamp_min(1)
+    several = attention_rows.several
+    saturated = (attention_rows.largest > SATURATED) & several
+    return saturated.sum(dim=(0, 2)) / several.sum(dim=(0, 2)).clamp_min(1)

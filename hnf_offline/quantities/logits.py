@@ -1,4 +1,7 @@
-"""Output logits of the predicted positions: `logits` [positions, vocabulary], `targets` [positions]."""
+"""Output logits z of the predicted positions, read once.
+
+`log_partition` is logsumexp(z), [positions]; `target_log_probability` is log p(correct token), [positions].
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,21 @@ from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def predictions(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Read logits once.
+
+    Args:
+        logits: [positions, vocabulary].
+        targets: the correct tokens, [positions].
+
+    Returns:
+        `log_partition` and `target_log_probability`.
+    """
+    log_partition = logits.logsumexp(dim=-1)
+    correct = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return {"log_partition": log_partition, "target_log_probability": correct - log_partition}
 
 
 @quantity(
@@ -20,13 +38,13 @@ if TYPE_CHECKING:
     reading="A drift away from 0 precedes the late output-logit divergence; a z-loss keeps it near 0.",
     cannot="Arbitrary up to a constant that training does not fix without z-loss.",
 )
-def log_z(logits: Tensor) -> Tensor:
+def log_z(log_partition: Tensor) -> Tensor:
     """Mean log partition function of the output softmax.
 
     Returns:
         A scalar.
     """
-    return logits.logsumexp(dim=-1).mean()
+    return log_partition.mean()
 
 
 @quantity(
@@ -40,10 +58,10 @@ def log_z(logits: Tensor) -> Tensor:
     reading="The most surprising correct token; its surprise -log p is what one token can add to the loss.",
     cannot="One odd token decides it: read it as a property of the batch as much as of the model.",
 )
-def smallest_target_probability(logits: Tensor, targets: Tensor) -> Tensor:
+def smallest_target_probability(target_log_probability: Tensor) -> Tensor:
     """Smallest probability given to a correct token.
 
     Returns:
         A scalar.
     """
-    return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).amin().exp()
+    return target_log_probability.amin().exp()

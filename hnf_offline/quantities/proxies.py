@@ -15,6 +15,8 @@ from hnf_offline.quantities.registry import SOURCE_BANDS, quantity
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hnf_offline.quantities.attention import AttentionRows
+
 _SOURCE = "condition-number profiler (source document), table of transformer-specific curvature sources"
 
 
@@ -30,13 +32,13 @@ _SOURCE = "condition-number profiler (source document), table of transformer-spe
     reading="The unshifted exponential's size; grows with the largest attention score.",
     cannot="Not a curvature: softmax itself is bounded, so high values alone mean nothing is wrong.",
 )
-def softmax_proxy(attention_logits: Tensor) -> Tensor:
+def softmax_proxy(attention_rows: AttentionRows) -> Tensor:
     """Source document's softmax estimate e^(2 max score), in log10.
 
     Returns:
         A scalar.
     """
-    return 2.0 * attention_logits.amax() / math.log(10.0)
+    return 2.0 * attention_rows.highest.amax() / math.log(10.0)
 
 
 @quantity(
@@ -72,10 +74,10 @@ def norm_proxy(norm_scale: Tensor) -> Tensor:
     reading="How surprising the worst token is, in powers of ten.",
     cannot="Not a curvature, and decided by a single token.",
 )
-def cross_entropy_proxy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_proxy(target_log_probability: Tensor) -> Tensor:
     """Source document's cross-entropy estimate 1 / p_min, in log10.
 
     Returns:
         A scalar.
     """
-    return -logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).amin() / math.log(10.0)
+    return -target_log_probability.amin() / math.log(10.0)

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def _squares(stream: Tensor) -> Tensor:
+    """Mean square over the width; [batch, tokens]."""
+    return stream.norm(dim=-1).square() / stream.shape[-1]
+
+
 @quantity(
     "residual.rms",
     unit="activation",
@@ -27,7 +32,7 @@ def residual_rms(residual_stream: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return residual_stream.square().mean().sqrt()
+    return _squares(residual_stream).mean().sqrt()
 
 
 @quantity(
@@ -50,5 +55,5 @@ def residual_growth(residual_before: Tensor, residual_stream: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    after, before = (stream.flatten(1).square().mean(dim=1) for stream in (residual_stream, residual_before))
+    after, before = (_squares(stream).flatten(1).mean(dim=1) for stream in (residual_stream, residual_before))
     return (after / before).sqrt().mean()

@@ -1,12 +1,14 @@
 """How much two successive blocks' outputs have in common.
 
-`sequences` and `sequences_before` are [sequences, tokens, width]: the first four that are replayed, of each at most 512
-tokens, evenly spaced. Everything is measured within each sequence and averaged.
+`sequences` and `sequences_before` are [..., sequences, tokens, width]: the first four that are replayed, of each at
+most 512 tokens, evenly spaced. Everything is measured within each sequence and averaged.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hnf_offline.quantities.registry import quantity
 
@@ -21,18 +23,20 @@ _POWER_STEPS = 30
 
 
 def _unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
-    """Unbiased Hilbert-Schmidt independence criterion of Gram matrices without diagonal, [sequences, n, n]."""
+    """Unbiased Hilbert-Schmidt independence criterion of Gram matrices without diagonal, [..., n, n]."""
     n = left.shape[-1]
-    shared = (left * right).sum(dim=(1, 2))
-    sums = left.sum(dim=(1, 2)) * right.sum(dim=(1, 2)) / ((n - 1) * (n - 2))
-    cross = (left.sum(dim=1) * right.sum(dim=1)).sum(dim=1) * 2 / (n - 2)
+    shared = (left * right).sum(dim=(-2, -1))
+    columns = left.sum(dim=-2), right.sum(dim=-2)
+    sums = columns[0].sum(dim=-1) * columns[1].sum(dim=-1) / ((n - 1) * (n - 2))
+    cross = (columns[0] * columns[1]).sum(dim=-1) * 2 / (n - 2)
     return (shared + sums - cross) / (n * (n - 3))
 
 
 def _gram(stream: Tensor) -> Tensor:
-    centred = stream.double() - stream.double().mean(dim=1, keepdim=True)
+    centred = stream.double() - stream.double().mean(dim=-2, keepdim=True)
     gram = centred @ centred.mT
-    return gram - gram.diagonal(dim1=1, dim2=2).diag_embed()
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    return gram
 
 
 @quantity(
@@ -52,11 +56,11 @@ def linear_cka(sequences_before: Tensor, sequences: Tensor) -> Tensor:
     """Linear centred kernel alignment between the inputs and outputs of a block, unbiased in the tokens.
 
     Returns:
-        A scalar, about 0 for independent streams whatever the width; NaN for fewer than 4 tokens.
+        [...], about 0 for independent streams whatever the width; NaN for fewer than 4 tokens.
     """
     left, right = _gram(sequences_before), _gram(sequences)
     cross = _unbiased_hsic(left, right)
-    return (cross / (_unbiased_hsic(left, left) * _unbiased_hsic(right, right)).sqrt()).mean()
+    return (cross / (_unbiased_hsic(left, left) * _unbiased_hsic(right, right)).sqrt()).mean(dim=-1)
 
 
 @quantity(
@@ -79,48 +83,59 @@ def principal_information(sequences_before: Tensor, sequences: Tensor) -> Tensor
     """Mutual information between the first principal components of a block's inputs and outputs.
 
     Returns:
-        A scalar; may be slightly negative for independent ones; NaN for fewer than 5 tokens.
+        [...]; may be slightly negative for independent ones; NaN for fewer than 5 tokens.
     """
     return nearest_neighbour_information(
         _principal_component(sequences_before.double()), _principal_component(sequences.double())
-    ).mean()
+    ).mean(dim=-1)
 
 
 def nearest_neighbour_information(x: Tensor, y: Tensor) -> Tensor:
     """Estimate the mutual information of two scalars from nearest neighbours.
 
     Args:
-        x: [sequences, n], without ties.
-        y: [sequences, n], without ties.
+        x: [..., n], without ties.
+        y: [..., n], without ties.
 
     Returns:
-        [sequences], in nats; NaN for n of at most `NEIGHBOURS` + 1.
+        [...], in nats; NaN for n of at most `NEIGHBOURS` + 1.
 
     Source: Kraskov, Stoegbauer & Grassberger 2004 (arXiv cond-mat/0305641), algorithm 1.
     """
     import torch
 
-    n = x.shape[1]
+    n = x.shape[-1]
     if n <= NEIGHBOURS + 1:
-        return torch.full_like(x[:, 0], torch.nan)
-    apart_x, apart_y = ((one.unsqueeze(2) - one.unsqueeze(1)).abs() for one in (x, y))
-    # The nearest one is the point itself.
-    near = torch.maximum(apart_x, apart_y).topk(NEIGHBOURS + 1, dim=2, largest=False).values
-    radius = near.amax(dim=2, keepdim=True)
+        return torch.full_like(x[..., 0], torch.nan)
+    apart_x, apart_y = ((one.unsqueeze(-1) - one.unsqueeze(-2)).abs_() for one in (x, y))
+    radius = _distance_to_neighbour(torch.maximum(apart_x, apart_y))
     # The counts hold the point itself, which is the "+ 1" of the formula.
-    within = [(apart < radius).sum(dim=2).clamp_min(1).to(x.dtype) for apart in (apart_x, apart_y)]
+    within = [(apart < radius).sum(dim=-1).clamp_min(1).to(x.dtype) for apart in (apart_x, apart_y)]
     constants = torch.digamma(x.new_tensor([float(NEIGHBOURS), float(n)])).sum()
-    return constants - (torch.digamma(within[0]) + torch.digamma(within[1])).mean(dim=1)
+    return constants - (torch.digamma(within[0]) + torch.digamma(within[1])).mean(dim=-1)
+
+
+def _distance_to_neighbour(apart: Tensor) -> Tensor:
+    """Distance from each point to its k-th neighbour, [..., n, 1]; the nearest one is the point itself."""
+    import torch
+
+    if apart.device.type == "cpu":  # where torch takes four times as long
+        return torch.from_numpy(np.partition(apart.numpy(), NEIGHBOURS, axis=-1)[..., NEIGHBOURS, None])
+    return apart.topk(NEIGHBOURS + 1, dim=-1, largest=False).values.amax(dim=-1, keepdim=True)
 
 
 def _principal_component(stream: Tensor) -> Tensor:
     """Scores of the tokens along each sequence's leading principal component, scaled to unit variance."""
-    centred = stream - stream.mean(dim=1, keepdim=True)
+    centred = stream - stream.mean(dim=-2, keepdim=True)
     # Started at the token that is furthest from the mean: no random numbers, and rarely orthogonal to the answer.
-    furthest = centred.square().sum(dim=2).argmax(dim=1)
-    direction = centred.gather(1, furthest[:, None, None].expand(-1, 1, centred.shape[2])).mT
+    furthest = centred.square().sum(dim=-1).argmax(dim=-1)[..., None, None]
+    direction = centred.gather(-2, furthest.expand(*centred.shape[:-2], 1, centred.shape[-1])).mT
+    # X'X d, or XX' for what X makes of d, whichever of the two is smaller.
+    wide = centred.shape[-1] > centred.shape[-2]
+    kernel = centred @ centred.mT if wide else centred.mT @ centred
+    direction = centred @ direction if wide else direction
     for _ in range(_POWER_STEPS):
-        direction = centred.mT @ (centred @ direction)
-        direction = direction / direction.square().sum(dim=1, keepdim=True).sqrt()
-    scores = (centred @ direction).squeeze(2)
-    return scores / scores.std(dim=1, keepdim=True)
+        direction = kernel @ direction
+        direction = direction / direction.norm(dim=-2, keepdim=True)
+    scores = (direction if wide else centred @ direction).squeeze(-1)
+    return scores / scores.std(dim=-1, keepdim=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hnf_offline.quantities.activations import (
+    Magnitudes,
     activation_largest,
     activation_mean,
     activation_smallest,
@@ -48,10 +49,10 @@ def test_moments_and_range_of_a_few_numbers() -> None:
 
 def test_what_half_precisions_cannot_hold() -> None:
     # 65519 still rounds to 65504 in float16, 65520 does not; 2^-25 rounds to 0, a little more to 2^-24.
-    fp16 = torch.tensor([65519.0, 65520.0, -1e6, math.inf, 0.0, 2.0**-25, 2.0**-25 * 1.01, 1.0])
+    fp16 = Magnitudes(torch.tensor([65519.0, 65520.0, -1e6, math.inf, 0.0, 2.0**-25, 2.0**-25 * 1.01, 1.0]))
     assert overflow_fp16(fp16).item() == 2 / 8
     assert underflow_fp16(fp16).item() == 1 / 8
-    bf16 = torch.tensor([3.38e38, 3.4e38, 2.0**-134, 2.0**-133, 0.0])
+    bf16 = Magnitudes(torch.tensor([3.38e38, 3.4e38, 2.0**-134, 2.0**-133, 0.0]))
     assert overflow_bf16(bf16).item() == pytest.approx(1 / 5)
     assert underflow_bf16(bf16).item() == pytest.approx(1 / 5)
 

@@ -95,11 +95,13 @@ def test_nobody_can_write_into_the_catalogue() -> None:
 
 
 def test_only_what_can_be_computed_from_what_is_there_is_computed() -> None:
-    names = {entry.name for entry in computable(frozenset({"logits"}), "forward")}
+    names = {entry.name for entry in computable(frozenset({"log_partition"}), "forward")}
     assert names == {"logits.log_z"}
-    names = {entry.name for entry in computable(frozenset({"logits", "targets"}), "forward")}
+    names = {
+        entry.name for entry in computable(frozenset({"log_partition", "target_log_probability"}), "forward")
+    }
     assert names == {"logits.log_z", "logits.p_min", "proxy.cross_entropy_log10"}
-    assert computable(frozenset({"logits", "targets"}), "curvature") == ()
+    assert computable(frozenset({"log_partition", "target_log_probability"}), "curvature") == ()
     assert computable(frozenset(), "forward") == ()
 
 

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hnf_offline.linalg.lanczos import Eigenvalue, Extremes
-from hnf_offline.quantities.attention import attention_entropy, attention_logit_max, attention_saturation
+from hnf_offline.quantities.attention import attention_entropy as entropy_of_rows
+from hnf_offline.quantities.attention import attention_logit_max as highest_of_rows
+from hnf_offline.quantities.attention import attention_rows
+from hnf_offline.quantities.attention import attention_saturation as saturation_of_rows
 from hnf_offline.quantities.gradients import gradient_norm
 from hnf_offline.quantities.hessian import (
     gradient_direction,
@@ -21,7 +24,9 @@ from hnf_offline.quantities.hessian import (
     unstable_mass,
     update_direction,
 )
-from hnf_offline.quantities.logits import log_z, smallest_target_probability
+from hnf_offline.quantities.logits import log_z as log_z_of
+from hnf_offline.quantities.logits import predictions
+from hnf_offline.quantities.logits import smallest_target_probability as smallest_of
 from hnf_offline.quantities.norms import norm_inverse_sigma
 from hnf_offline.quantities.optimizer import (
     adam_epsilon_share,
@@ -31,11 +36,41 @@ from hnf_offline.quantities.optimizer import (
     largest_stable_learning_rate,
     sgd_step_size,
 )
-from hnf_offline.quantities.proxies import cross_entropy_proxy, norm_proxy, softmax_proxy
+from hnf_offline.quantities.proxies import cross_entropy_proxy as cross_entropy_of
+from hnf_offline.quantities.proxies import norm_proxy
+from hnf_offline.quantities.proxies import softmax_proxy as softmax_of_rows
 from hnf_offline.quantities.residual import residual_rms
 from hnf_offline.quantities.weights import nonfinite_share
 
 INFINITY = math.inf
+
+
+def attention_entropy(logits: Tensor) -> Tensor:
+    return entropy_of_rows(attention_rows(logits))
+
+
+def attention_logit_max(logits: Tensor) -> Tensor:
+    return highest_of_rows(attention_rows(logits))
+
+
+def attention_saturation(logits: Tensor) -> Tensor:
+    return saturation_of_rows(attention_rows(logits))
+
+
+def softmax_proxy(logits: Tensor) -> Tensor:
+    return softmax_of_rows(attention_rows(logits))
+
+
+def log_z(logits: Tensor) -> Tensor:
+    return log_z_of(predictions(logits, torch.zeros(len(logits), dtype=torch.int64))["log_partition"])
+
+
+def smallest_target_probability(logits: Tensor, targets: Tensor) -> Tensor:
+    return smallest_of(predictions(logits, targets)["target_log_probability"])
+
+
+def cross_entropy_proxy(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy_of(predictions(logits, targets)["target_log_probability"])
 
 
 def scores(seed: int, *, masked: bool = False) -> Tensor:
@@ -145,7 +180,7 @@ def test_a_proxy_stays_finite_where_the_number_itself_would_not() -> None:
 
 def test_scales_and_norms() -> None:
     assert norm_inverse_sigma(torch.tensor([0.5, 0.25, 4.0])).item() == 4.0
-    assert residual_rms(torch.tensor([[[3.0, -3.0], [3.0, 3.0]]])).item() == 3.0
+    assert residual_rms(torch.tensor([[[3.0, -3.0], [3.0, 3.0]]])).item() == pytest.approx(3.0)
     assert gradient_norm(torch.tensor([3.0, -4.0])).item() == 5.0
     weight = torch.tensor([1.0, math.nan, INFINITY, -INFINITY, 0.0])
     assert nonfinite_share(weight).item() == pytest.approx(0.6)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hnf_offline.profile.observe import observing
+from hnf_offline.profile.observe import observing, opened
 from hnf_offline.run.model.layers import Layer, blocks_of, is_norm
 from hnf_offline.run.model.loss import evaluate
 
@@ -138,9 +138,8 @@ def capture(module: nn.Module, layers: tuple[Layer, ...], tokens: Tensor, labels
 
     def report(path: str, kind: str, observations: Mapping[str, Tensor]) -> None:
         if kind == "softmax":
-            scores.setdefault(
-                path.removesuffix("softmax").removesuffix("."), observations["attention_logits"]
-            )
+            owner = path.removesuffix("softmax").removesuffix(".")
+            scores.setdefault(owner, opened(observations["attention_scores"]))
 
     handles = []
     for path in watched:
@@ -148,7 +147,7 @@ def capture(module: nn.Module, layers: tuple[Layer, ...], tokens: Tensor, labels
         handles.append(part.register_forward_pre_hook(before(path), with_kwargs=True))
         handles.append(part.register_forward_hook(after(path), with_kwargs=True))
     try:
-        with observing(module, report):
+        with observing(module, report, whole_scores=True):
             evaluate(module, tokens, labels)
     finally:
         for handle in handles:
