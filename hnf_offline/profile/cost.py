@@ -111,15 +111,12 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
         passes += FORWARDS["gradient"] + LANDSCAPE_FORWARDS
     if tier < TIERS.index("gradient"):
         return passes
-    if len(session.batch.tokens) >= FEWEST_ROWS:
-        passes += GROUPED_SHARE * FORWARDS["gradient"]  # for the noise between sequences
-    exact = _wants_exact(session, settings)
-    if tier < TIERS.index("stability") or not (exact or with_state):
-        passes += FORWARDS["gradient"]
-    else:
-        passes += FORWARDS["graph"]
     if tier < TIERS.index("stability"):
-        return passes
+        return passes + FORWARDS["gradient"]  # in the groups that tell the noise between sequences
+    if len(session.batch.tokens) >= FEWEST_ROWS:
+        passes += GROUPED_SHARE * FORWARDS["gradient"]  # for that noise
+    exact = _wants_exact(session, settings)
+    passes += FORWARDS["graph" if exact or with_state else "gradient"]
     products = PRODUCTS[settings.accuracy]
     if with_state:
         passes += (products.whole_scaled + DIRECTION_PRODUCTS) * whole + UPDATE_FORWARDS

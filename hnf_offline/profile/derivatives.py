@@ -15,7 +15,14 @@ from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.forward import fetched
-from hnf_offline.profile.gradients import depth_rows, moments_of, next_update_of, noise_rows
+from hnf_offline.profile.gradients import (
+    depth_rows,
+    gradient_noise,
+    gradients_and_noise,
+    moments_of,
+    next_update_of,
+    noise_rows,
+)
 from hnf_offline.profile.local_rate import local_rate_rows
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate
 from hnf_offline.profile.noise import Noise
@@ -32,7 +39,8 @@ from hnf_offline.profile.spectra import (
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.calibration import Calibration
 from hnf_offline.profile.weight_rows import neighbours_of
-from hnf_offline.profile.whole import Hessian, block_of_all, whole_hessian
+from hnf_offline.profile.whole import block_of_all, whole_hessian
+from hnf_offline.quantities.gradient_noise import GradientNoise
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.table import Row
@@ -48,11 +56,16 @@ def derivative_rows(
         with `curvature`, the raw spectrum and every layer's as well.
     """
     module = subject.module
+    if not stability:
+        together = max(len(half.tokens) for half in subject.halves)
+        gradients, groups = gradients_and_noise(module, subject.batches, together)
+        return _gradient_rows(subject, gradients, groups) + _learning_rate_rows(subject)
     rule = _rule(settings)
-    exact = stability and (wants_exact(subject, rule) or subject.optimizer is not None)
+    exact = wants_exact(subject, rule) or subject.optimizer is not None
     hessian = whole_hessian(module, subject.batches, exact=exact, keep_graphs=subject.keep_graphs)
-    rows = _gradient_rows(subject, hessian) + _learning_rate_rows(subject)
-    if not stability or not bool(torch.isfinite(hessian.loss)):
+    groups = gradient_noise(module, subject.batches, hessian.gradients)
+    rows = _gradient_rows(subject, hessian.gradients, groups) + _learning_rate_rows(subject)
+    if not bool(torch.isfinite(hessian.loss)):
         return rows
     metric = step_metric_of(subject.optimizer, hessian.gradients)
     noise = Noise(settings.seed, hessian.loss.device, next(module.parameters()).dtype)
@@ -113,8 +126,10 @@ def _mass_rows(subject: Subject, scaled: Extremes) -> list[Row]:
     return rows
 
 
-def _gradient_rows(subject: Subject, hessian: Hessian) -> list[Row]:
-    gradients, optimizer = hessian.gradients, subject.optimizer
+def _gradient_rows(
+    subject: Subject, gradients: Mapping[str, Tensor], groups: GradientNoise | None
+) -> list[Row]:
+    optimizer = subject.optimizer
     state = {} if optimizer is None else adam_tensors(optimizer, gradients) or {}
     moments = moments_of(optimizer, gradients)
     later = {before.path: path for path, before in neighbours_of(subject.layers).items()}
@@ -143,7 +158,7 @@ def _gradient_rows(subject: Subject, hessian: Hessian) -> list[Row]:
             offered["moment"] = flat(parts, moments)
         if path:
             offered["weight"] = flat(parts, parameters)
-            update = next_update_of(subject, layers[path], gradients)
+            update = next_update_of(optimizer, layers[path], gradients, parameters)
             if update is not None:
                 offered["next_update"] = update
             for name, each in norms.items():
@@ -165,7 +180,7 @@ def _gradient_rows(subject: Subject, hessian: Hessian) -> list[Row]:
         if math.isfinite(value) or entry.name in {"gradient.norm", "adam.lag_rms"}
     ]
     by_layer = {place[0]: value for (place, entry, _), value in told if entry.name == "gradient.norm"}
-    return rows + depth_rows(subject, by_layer) + noise_rows(subject, gradients)
+    return rows + depth_rows(subject, by_layer) + noise_rows(subject, groups)
 
 
 def _spectrum_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,18 +48,28 @@ def moments_of(state: OptimizerState | None, like: Mapping[str, Tensor]) -> dict
     return found
 
 
-def next_update_of(subject: Subject, layer: Layer, gradients: Mapping[str, Tensor]) -> Tensor | None:
+def next_update_of(
+    state: OptimizerState | None,
+    layer: Layer,
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+) -> Tensor | None:
     """Give the optimizer's next update of one layer in full.
+
+    Args:
+        state: the optimizer's state.
+        layer: the layer.
+        gradients: by parameter name.
+        parameters: by name.
 
     Returns:
         [size]; None where the optimizer's state does not say it.
     """
-    state = subject.optimizer
     if state is None or not state.saved:
         return None
     names = {part.parameter for part in layer.parts}
     own = {name: gradients[name] for name in names}
-    update = full_update(state, own, dict(subject.module.named_parameters()))
+    update = full_update(state, own, parameters)
     return (
         None if update is None else torch.cat([part.gather(update[part.parameter]) for part in layer.parts])
     )
@@ -83,20 +94,54 @@ def depth_rows(subject: Subject, norms: Mapping[str, float]) -> list[Row]:
     return _interval_rows(subject, {"block_gradient_norms": np.sqrt(np.array(squares))})
 
 
-def noise_rows(subject: Subject, gradients: Mapping[str, Tensor]) -> list[Row]:
-    """Measure the gradients of a few groups of rows, and from them the noise between sequences.
+def noise_rows(subject: Subject, noise: GradientNoise | None) -> list[Row]:
+    """Tell the noise between sequences.
 
     Args:
-        subject: module and rows.
-        gradients: of all rows, by parameter name.
+        subject: what was measured.
+        noise: gradients of groups of rows, None where there are none.
 
     Returns:
-        Rows of the whole model; none for fewer than four rows or where gradients are not finite.
+        Rows of the whole model.
     """
-    noise = gradient_noise(subject.module, subject.batches, gradients)
     if noise is None:
         return []
     return _interval_rows(subject, {"noise": noise})
+
+
+def gradients_and_noise(
+    module: nn.Module, batches: Sequence[MicroBatch], together: int
+) -> tuple[dict[str, Tensor], GradientNoise | None]:
+    """Differentiate the mean loss of all rows, in the groups whose gradients tell the noise: it costs nothing more.
+
+    Args:
+        module: in eval mode.
+        batches: all rows.
+        together: rows that may go through the model at once.
+
+    Returns:
+        The gradient by parameter name; and the comparison of the groups with it, as `gradient_noise` makes it.
+    """
+    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    groups = _Groups.of(batches)
+    parts = [*groups.batches, groups.rest] if groups.rest is not None else groups.batches
+    vectors: list[Tensor] = []
+    whole: Tensor | None = None
+    for part in parts:
+        vector = _gradient(module, parameters, part.split(together))
+        share = count_predicted(part.tokens, part.labels) / groups.predicted
+        whole = share * vector if whole is None else whole.add_(vector, alpha=share)
+        if part is not groups.rest:
+            vectors.append(vector)
+    spend("gradient", rows_of(batches))
+    assert whole is not None
+    noise = groups.compared([_differences(vector, whole) for vector in vectors], whole)
+    pieces = whole.split_with_sizes([value.numel() for value in parameters.values()])
+    gradients = {
+        name: piece.reshape(value.shape).to(value.dtype)
+        for (name, value), piece in zip(parameters.items(), pieces, strict=True)
+    }
+    return gradients, noise
 
 
 def gradient_noise(
@@ -115,46 +160,90 @@ def gradient_noise(
     Returns:
         The comparison; None for fewer than four rows, or where something is not finite.
     """
-    total = rows_of(batches)
-    if total < FEWEST_ROWS:
+    groups = _Groups.of(batches)
+    if not groups.batches:
         return None
-    tokens = torch.cat([batch.tokens for batch in batches])
-    labels = [batch.labels for batch in batches if batch.labels is not None]
-    targets = torch.cat(labels) if len(labels) == len(batches) else None
-    size = max(1, int(total * GROUPED_SHARE) // GROUPS)
-    groups = min(GROUPS, int(total * GROUPED_SHARE) // size)
     together = max(len(batch.tokens) for batch in batches)
-    predicted = count_predicted(tokens, targets)
     parameters = {name: value for name, value in module.named_parameters() if name in gradients}
-    sizes: list[float] = []
+    whole = torch.cat([gradients[name].reshape(-1) for name in parameters])
     told: list[Tensor] = []
-    for number in range(groups):
-        rows = slice(number * size, (number + 1) * size)
-        group = MicroBatch(tokens[rows], None if targets is None else targets[rows], 1.0)
-        count = count_predicted(group.tokens, group.labels)
-        if not count:
-            continue
-        own = mean_gradients(module, parameters, group.split(together))
-        apart = torch.zeros((), dtype=torch.float64, device=tokens.device)
-        along = torch.zeros_like(apart)
-        for name, gradient in own.items():
-            difference = gradient - gradients[name]
-            apart += difference.square().sum().double()
-            along += (difference * gradients[name]).sum().double()
-        told.append(torch.stack([apart, along]))
-        # In sequences of average length: those that predict more weigh more in every mean.
-        sizes.append(count / predicted * total)
-    spend("gradient", groups * size)
-    if len(sizes) < 2:
-        return None
-    norm = torch.stack([value.square().sum().double() for value in gradients.values()]).sum()
-    values = torch.cat([torch.stack(told).flatten(), norm.reshape(1)]).cpu().numpy()
-    if not np.isfinite(values).all():
-        return None
-    pairs = values[:-1].reshape(-1, 2)
-    return GradientNoise(
-        np.array(sizes), float(total), pairs[:, 0], pairs[:, 1], float(values[-1]), predicted / total
-    )
+    for group in groups.batches:
+        told.append(_differences(_gradient(module, parameters, group.split(together)), whole))
+        spend("gradient", len(group.tokens))
+    return groups.compared(told, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Groups of rows cut from the first half of all rows, and what is left.
+
+    Attributes:
+        batches: the groups that predict something; none for fewer than four rows.
+        sizes: how many sequences of average length each has: those that predict more weigh more in every mean.
+        rest: all other rows, None where they predict nothing.
+        rows: all rows.
+        predicted: positions that all rows predict.
+    """
+
+    batches: list[MicroBatch]
+    sizes: list[float]
+    rest: MicroBatch | None
+    rows: int
+    predicted: int
+
+    @classmethod
+    def of(cls, batches: Sequence[MicroBatch]) -> _Groups:
+        total = rows_of(batches)
+        tokens = torch.cat([batch.tokens for batch in batches])
+        labels = [batch.labels for batch in batches if batch.labels is not None]
+        targets = torch.cat(labels) if len(labels) == len(batches) else None
+        predicted = count_predicted(tokens, targets)
+        size = max(1, int(total * GROUPED_SHARE) // GROUPS)
+        number = min(GROUPS, int(total * GROUPED_SHARE) // size) if total >= FEWEST_ROWS else 0
+
+        def cut(rows: slice) -> MicroBatch:
+            return MicroBatch(tokens[rows], None if targets is None else targets[rows], 1.0)
+
+        groups = [cut(slice(at * size, (at + 1) * size)) for at in range(number)]
+        counts = [count_predicted(group.tokens, group.labels) for group in groups]
+        rest = cut(slice(number * size, None))
+        return cls(
+            [group for group, count in zip(groups, counts, strict=True) if count],
+            [count / predicted * total for count in counts if count],
+            rest if count_predicted(rest.tokens, rest.labels) else None,
+            total,
+            predicted,
+        )
+
+    def compared(self, told: Sequence[Tensor], whole: Tensor) -> GradientNoise | None:
+        """Put together what `_differences` found of each group; None where it says nothing."""
+        if len(told) < 2:
+            return None
+        norm = whole.square().sum().double()
+        values = torch.cat([torch.stack(list(told)).flatten(), norm.reshape(1)]).cpu().numpy()
+        if not np.isfinite(values).all():
+            return None
+        pairs = values[:-1].reshape(-1, 2)
+        return GradientNoise(
+            np.array(self.sizes),
+            float(self.rows),
+            pairs[:, 0],
+            pairs[:, 1],
+            float(values[-1]),
+            self.predicted / self.rows,
+        )
+
+
+def _differences(vector: Tensor, whole: Tensor) -> Tensor:
+    """Squared distance of a group's gradient from that of all rows, and its projection on it."""
+    difference = vector - whole
+    return torch.stack([difference.square().sum(), difference.mul_(whole).sum()]).double()
+
+
+def _gradient(module: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[MicroBatch]) -> Tensor:
+    """Gradient of the mean loss of some micro-batches whose weights sum to 1, one parameter after another."""
+    found = mean_gradients(module, parameters, batches)
+    return torch.cat([found.pop(name).reshape(-1) for name in parameters])
 
 
 def mean_gradients(

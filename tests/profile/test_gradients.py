@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hnf_offline.profile.batch import ReplayBatch
-from hnf_offline.profile.gradients import check_rows, gradient_noise
+from hnf_offline.profile.gradients import check_rows, gradient_noise, gradients_and_noise
 from hnf_offline.profile.measure import measure
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.subject import Subject
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 from hnf_offline.run.model.layers import layers_of
-from hnf_offline.run.model.loss import evaluate
+from hnf_offline.run.model.loss import IGNORED, evaluate
 from hnf_offline.run.optimizer import OptimizerState, ParameterState
 from hnf_offline.table import Row
 
@@ -148,6 +148,30 @@ def test_noise_is_that_of_single_sequences_gradients_however_the_rows_are_cut(to
         assert noise.squared_distances[number] == pytest.approx(apart)
         assert noise.projections[number] == pytest.approx(along)
     assert gradient_noise(module, ReplayBatch.of(tokens[:3], None, "").cut(3, CPU), whole) is None
+
+
+@pytest.mark.parametrize("together", [1, 3, 16])
+@pytest.mark.parametrize("count", [3, 4, 11, 16])
+def test_one_pass_gives_the_gradient_and_the_noise(together: int, count: int) -> None:
+    module, tokens = gpt(1), drawn_tokens(16)[:count]
+    labels = tokens.clone()
+    labels[0, 2:] = IGNORED  # rows weigh as much as they predict
+    labels[-1] = IGNORED
+    batches = ReplayBatch.of(tokens, labels, "").cut(together, CPU)
+    named = dict(module.named_parameters())
+    loss = evaluate(module, tokens, labels).loss
+    whole = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+    gradients, noise = gradients_and_noise(module, batches, together)
+    assert list(gradients) == list(whole)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, whole[name], atol=1e-10)
+    expected = gradient_noise(module, batches, whole)
+    if expected is None:
+        assert noise is None
+        return
+    assert noise is not None
+    for one in ("sizes", "total", "squared_distances", "projections", "squared_norm", "tokens_per_sequence"):
+        assert getattr(noise, one) == pytest.approx(getattr(expected, one), rel=1e-6, abs=1e-12), one
 
 
 def test_the_noise_scale_of_a_model_agrees_with_all_its_single_gradients() -> None:
