@@ -32,13 +32,13 @@ def increment_spectra(
     those of R_a R_b', which has 2 d_head rows.
 
     Args:
-        query: [heads, d_head, width], float64, at the earlier checkpoint.
-        key: [heads, d_head, width].
-        query_change: [heads, d_head, width].
-        key_change: [heads, d_head, width].
+        query: [..., heads, d_head, width], float64, at the earlier checkpoint.
+        key: [..., heads, d_head, width].
+        query_change: [..., heads, d_head, width].
+        key_change: [..., heads, d_head, width].
 
     Returns:
-        [heads, min(2 d_head, width)] and [heads, min(d_head, width)], descending.
+        [..., heads, min(2 d_head, width)] and [..., heads, min(d_head, width)], descending.
 
     Source: Huang et al. 2026 (arXiv 2606.28116).
     """
@@ -49,7 +49,7 @@ def increment_spectra(
         singular_values: Tensor = torch.linalg.svdvals(cores)
         return singular_values
 
-    second = of_product(torch.cat([query_change, query], dim=1), torch.cat([key, key_change], dim=1))
+    second = of_product(torch.cat([query_change, query], dim=-2), torch.cat([key, key_change], dim=-2))
     return second, of_product(query_change, key_change)
 
 
@@ -83,7 +83,7 @@ def second_order_norm(second_order: Tensor) -> Tensor:
     """Frobenius norm of the second-order change of each head's form.
 
     Returns:
-        [heads].
+        [..., heads].
     """
     return _norm(second_order)
 
@@ -103,7 +103,7 @@ def second_order_stable_rank(second_order: Tensor) -> Tensor:
     """Stable rank of the second-order change of each head's form.
 
     Returns:
-        [heads].
+        [..., heads].
     """
     return _stable_rank(second_order)
 
@@ -123,7 +123,7 @@ def second_order_effective_rank(second_order: Tensor) -> Tensor:
     """Effective rank of the second-order change of each head's form.
 
     Returns:
-        [heads].
+        [..., heads].
     """
     return _effective_rank(second_order)
 
@@ -143,7 +143,7 @@ def third_order_norm(third_order: Tensor) -> Tensor:
     """Frobenius norm of the third-order change of each head's form.
 
     Returns:
-        [heads].
+        [..., heads].
     """
     return _norm(third_order)
 
@@ -163,7 +163,7 @@ def third_order_stable_rank(third_order: Tensor) -> Tensor:
     """Stable rank of the third-order change of each head's form.
 
     Returns:
-        [heads].
+        [..., heads].
     """
     return _stable_rank(third_order)
 
@@ -183,6 +183,6 @@ def third_order_effective_rank(third_order: Tensor) -> Tensor:
     """Effective rank of the third-order change of each head's form.
 
     Returns:
-        [heads].
+        [..., heads].
     """
     return _effective_rank(third_order)

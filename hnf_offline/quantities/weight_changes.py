@@ -1,6 +1,7 @@
 """How weights move between checkpoints.
 
-`change` is W(t) - W(s) of a layer, flattened, s the checkpoint before t; `earlier` is W(s), `change_before` the change
+`change` is W(t) - W(s) of a layer, flattened, or of several layers of one size, [layers, size]; s is the checkpoint
+before t; `earlier` is W(s), `change_before` the change
 into s, `first` the weights of the run's first checkpoint, `moment` and `moment_before` the optimizer's first moments
 at t and s.
 """
@@ -19,7 +20,11 @@ _LAYERS = "every layer; not at the first checkpoint"
 
 
 def _norm(vector: Tensor) -> Tensor:
-    return vector.square().sum().sqrt()
+    return vector.square().sum(dim=-1).sqrt()
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    return (one * other).sum(dim=-1)
 
 
 @quantity(
@@ -36,7 +41,7 @@ def update_norm(change: Tensor) -> Tensor:
     """Distance moved since the checkpoint before.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _norm(change)
 
@@ -55,7 +60,7 @@ def update_ratio(change: Tensor, earlier: Tensor) -> Tensor:
     """Distance moved since the checkpoint before, relative to the weights there.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _norm(change) / _norm(earlier)
 
@@ -75,9 +80,9 @@ def update_cosine(change: Tensor, change_before: Tensor) -> Tensor:
     """Cosine between two successive changes.
 
     Returns:
-        A scalar, NaN where a layer did not move.
+        A scalar a layer, NaN where a layer did not move.
     """
-    return change @ change_before / (_norm(change) * _norm(change_before))
+    return _product(change, change_before) / (_norm(change) * _norm(change_before))
 
 
 @quantity(
@@ -94,7 +99,7 @@ def distance_from_first(weight: Tensor, first: Tensor) -> Tensor:
     """Distance from the first checkpoint, relative to the weights there.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _norm(weight - first) / _norm(first)
 
@@ -116,6 +121,6 @@ def moment_cosine(moment: Tensor, moment_before: Tensor) -> Tensor:
     """Cosine between the smoothed gradients of two checkpoints.
 
     Returns:
-        A scalar, NaN where a moment is 0.
+        A scalar a layer, NaN where a moment is 0.
     """
-    return moment @ moment_before / (_norm(moment) * _norm(moment_before))
+    return _product(moment, moment_before) / (_norm(moment) * _norm(moment_before))

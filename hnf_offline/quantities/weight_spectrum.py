@@ -8,7 +8,9 @@ rounding; where only the leading ones are, it is what the remaining Frobenius no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _CATALOGUE = "training-stability catalogue (source document), spectral analysis of weight matrices"
@@ -24,6 +27,8 @@ _LAYERS = "every weight matrix"
 EXACT_DIMENSION = 1024
 #: Singular values of larger matrices, and the vectors that the sketch has beyond them.
 LEADING, OVERSAMPLING, POWER_STEPS = 64, 16, 3
+#: Entries of the Gram matrices that are held before they are solved.
+_GRAM_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,7 @@ class MatrixSpectrum:
 
 
 def matrix_spectrum(matrix: Tensor, seed: int = 0) -> MatrixSpectrum:
-    """Compute the singular values: all from the Gram matrix in float64, or of a large matrix the leading ones.
-
-    A square of a singular value is off by about eps ||W||_2^2 min(m, n) at most, so singular values below
-    1e-7 ||W||_2 are rounding. The leading ones of a large matrix are Ritz values of a randomised range after a few
-    power steps: never above the true ones.
+    """Compute the singular values of one matrix, as `matrix_spectra` does.
 
     Args:
         matrix: [rows, columns], finite.
@@ -81,29 +82,70 @@ def matrix_spectrum(matrix: Tensor, seed: int = 0) -> MatrixSpectrum:
 
     Returns:
         The spectrum.
+    """
+    return matrix_spectra([matrix], seed)[0]
+
+
+def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[MatrixSpectrum]:
+    """Compute singular values: all from the Gram matrix in float64, or of a large matrix the leading ones.
+
+    A square of a singular value is off by about eps ||W||_2^2 min(m, n) at most, so singular values below
+    1e-7 ||W||_2 are rounding. The leading ones of a large matrix are Ritz values of a randomised range after a few
+    power steps: never above the true ones. Gram matrices of one size are solved together.
+
+    Args:
+        matrices: [rows, columns] each, finite, on one device.
+        seed: of the sketch.
+
+    Returns:
+        The spectra, in order.
 
     Source: Golub & Van Loan 2013, section 8.6; Halko, Martinsson & Tropp 2011 (arXiv 0909.4061), algorithm 4.4.
     """
     import torch
 
-    wide = matrix.double()
-    if wide.shape[0] < wide.shape[1]:
-        wide = wide.T
-    dimension = wide.shape[1]
-    squared_norm = wide.square().sum()
-    if dimension > EXACT_DIMENSION:
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(dimension, LEADING + OVERSAMPLING, generator=generator, dtype=torch.float64)
-        basis = torch.linalg.qr(wide @ start.to(wide.device)).Q
-        for _ in range(POWER_STEPS):
-            basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
-        wide = wide.T @ basis  # Q'W: its singular values are at most those of W
-    squares = torch.linalg.eigvalsh(wide.T @ wide).flip(0).clamp_min(0)
-    if dimension > EXACT_DIMENSION:
-        squares = squares[:LEADING]
-    told = torch.cat([squared_norm.reshape(1), squares]).tolist()
-    rounding = torch.finfo(torch.float64).eps * dimension * (told[1] if len(told) > 1 else 0.0)
-    return MatrixSpectrum(tuple(math.sqrt(one) for one in told[1:]), told[0], dimension, rounding)
+    grams: dict[int, list[tuple[int, Tensor]]] = {}
+    norms: dict[int, Tensor] = {}
+    found: dict[int, MatrixSpectrum] = {}
+
+    def solve(dimension: int) -> None:
+        waiting = grams.pop(dimension, [])
+        if waiting:
+            squares = torch.linalg.eigvalsh(torch.stack([gram for _, gram in waiting])).flip(-1).clamp_min(0)
+            squares = squares[:, :LEADING] if dimension > EXACT_DIMENSION else squares
+            told = torch.cat([torch.stack([norms[at] for at, _ in waiting]).unsqueeze(1), squares], dim=1)
+            for (at, _), (norm, *values) in zip(waiting, told.tolist(), strict=True):
+                size = min(matrices[at].shape)
+                rounding = torch.finfo(torch.float64).eps * size * (values[0] if values else 0.0)
+                found[at] = MatrixSpectrum(tuple(map(math.sqrt, values)), norm, size, rounding)
+
+    for at, matrix in enumerate(matrices):
+        wide = matrix.double()
+        wide = wide.T if wide.shape[0] < wide.shape[1] else wide
+        if wide.shape[1] > EXACT_DIMENSION:
+            norms[at] = wide.square().sum()
+            wide = _sketched(wide, seed)
+        gram = wide.T @ wide
+        norms.setdefault(at, gram.diagonal().sum())
+        size = min(matrix.shape)
+        grams.setdefault(size, []).append((at, gram))
+        if len(grams[size]) * gram.numel() >= _GRAM_ENTRIES:
+            solve(size)
+    for size in list(grams):
+        solve(size)
+    return [found[at] for at in range(len(matrices))]
+
+
+def _sketched(wide: Tensor, seed: int) -> Tensor:
+    """W'Q of a large matrix W, Q an orthonormal basis of what its leading directions span."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(wide.shape[1], LEADING + OVERSAMPLING, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(wide @ start.to(wide.device)).Q
+    for _ in range(POWER_STEPS):
+        basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
+    return wide.T @ basis  # Q'W: its singular values are at most those of W
 
 
 def _root(square: float) -> float:
@@ -226,13 +268,14 @@ def stable_rank(spectrum: MatrixSpectrum) -> Bounded | None:
 )
 def effective_rank(spectrum: MatrixSpectrum) -> Bounded | None:
     """Exponential of the entropy of the normalised singular values; None where only the leading ones are known."""
-    total = sum(spectrum.values)
+    values = np.array(spectrum.values)
+    total = float(values.sum())
     if not spectrum.whole or not total > 0:
         return None
-    shares = [one / total for one in spectrum.values if one > 0]
-    entropy = -sum(share * math.log(share) for share in shares)
+    shares = values[values > 0] / total
+    entropy = -float(shares @ np.log(shares))
     # Singular values below sqrt(error) are rounding: at most they add (or take) their own entropy.
-    doubtful = sum(1 for one in spectrum.values if one * one < spectrum.error)
+    doubtful = int(np.count_nonzero(values * values < spectrum.error))
     share = math.sqrt(spectrum.error) / total
     doubt = doubtful * share * (1 - math.log(share)) if doubtful else 0.0
     return Bounded(math.exp(entropy), math.exp(entropy - doubt), math.exp(entropy + doubt))
@@ -250,12 +293,12 @@ def effective_rank(spectrum: MatrixSpectrum) -> Bounded | None:
 )
 def nuclear_norm(spectrum: MatrixSpectrum) -> Bounded:
     """Sum of the singular values."""
-    total = sum(spectrum.values)
+    values = np.array(spectrum.values)
+    total = float(values.sum())
     if spectrum.whole:
+        # sqrt(s^2 + e) - s is at most the smaller of sqrt(e) and e / s.
         root = math.sqrt(spectrum.error)
-        return _around(
-            total, sum(min(root, spectrum.error / one) if one else root for one in spectrum.values)
-        )
+        return _around(total, float((spectrum.error / np.maximum(values, root)).sum()) if root else 0.0)
     # s_i <= r_i + sqrt(e_i) with the missing squares e_i, which sum to the rest; most where they are equal.
     return Bounded(total, total, total + math.sqrt(spectrum.rest * spectrum.dimension))
 
@@ -264,6 +307,13 @@ def nuclear_norm(spectrum: MatrixSpectrum) -> Bounded:
 FEWEST_IN_TAIL = 10
 #: Lengths of the tail that are tried, from the fewest to all, evenly in their logarithm.
 MOST_TAILS = 100
+
+
+@lru_cache(maxsize=64)
+def _tails(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """1 ... size, and the last places of the tails that are tried."""
+    lengths = np.geomspace(FEWEST_IN_TAIL, size, MOST_TAILS).round().astype(np.int64)
+    return np.arange(1, size + 1), np.unique(lengths) - 1
 
 
 @quantity(
@@ -287,19 +337,18 @@ def tail_exponent(spectrum: MatrixSpectrum) -> Bounded | None:
     if not spectrum.whole or squares.size < 2 * FEWEST_IN_TAIL:
         return None
     logs = np.log(squares)
-    sizes = np.arange(1, logs.size + 1)
+    sizes, tried = _tails(logs.size)
     spread = np.cumsum(logs) - sizes * logs
-    tried = np.unique(np.geomspace(FEWEST_IN_TAIL, logs.size, MOST_TAILS).round().astype(int)) - 1
     tried = tried[spread[tried] > 0]
     if not tried.size:
         return None  # all equal: no tail at all
     alphas = 1 + sizes[tried] / spread[tried]
-    distances: list[float] = []
-    for last, alpha in zip(tried, alphas, strict=True):
-        # Of the k largest, i lie above the (i+1)-th; the power law says how many should.
-        model = np.exp((1 - alpha) * (logs[: last + 1] - logs[last]))
-        above = sizes[: last + 1] / sizes[last]
-        distances.append(max(np.abs(model - above).max(), np.abs(model - above + 1 / sizes[last]).max()))
+    # Of the k largest, i lie above the (i+1)-th; the power law says how many should.
+    exponents = (1 - alphas)[:, None] * (logs - logs[tried][:, None])
+    step = 1 / sizes[tried][:, None]
+    apart = np.exp(np.minimum(exponents, 0.0)) - sizes * step
+    outside = sizes > sizes[tried][:, None]
+    distances = np.where(outside, 0.0, np.maximum(np.abs(apart), np.abs(apart + step))).max(axis=1)
     best = int(np.argmin(distances))
     alpha = float(alphas[best])
     return _around(alpha, 1.96 * (alpha - 1) / math.sqrt(sizes[tried[best]]))

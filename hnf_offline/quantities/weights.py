@@ -1,7 +1,7 @@
 """The weights themselves, one checkpoint at a time.
 
-`weight` is one layer's parameters, flattened; `sorted_weight` the same in ascending order (at least at the ranks that
-are read); `neighbour` those of the layer of the same kind and shape in the block before.
+`weight` is one layer's parameters, flattened, or those of several layers of one size, [layers, size]; `sorted_weight`
+the same in ascending order; `neighbour` those of the layer of the same kind and shape in the block before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LAYERS = "every layer"
 
 
 def _norm(vector: Tensor) -> Tensor:
-    return vector.square().sum().sqrt()
+    return vector.square().sum(dim=-1).sqrt()
 
 
 @quantity(
@@ -35,9 +35,9 @@ def nonfinite_share(weight: Tensor) -> Tensor:
     """Share of non-finite parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
-    return (~weight.isfinite()).float().mean()
+    return (~weight.isfinite()).float().mean(dim=-1)
 
 
 @quantity(
@@ -54,9 +54,9 @@ def weight_mean(weight: Tensor) -> Tensor:
     """Mean of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
-    return weight.mean()
+    return weight.mean(dim=-1)
 
 
 @quantity(
@@ -74,9 +74,9 @@ def weight_deviation(weight: Tensor) -> Tensor:
     """Standard deviation of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
-    return weight.std(correction=0)
+    return (weight - weight.mean(dim=-1, keepdim=True)).square().mean(dim=-1).sqrt()
 
 
 @quantity(
@@ -93,16 +93,16 @@ def weight_excess_kurtosis(weight: Tensor) -> Tensor:
     """Excess kurtosis of the parameters.
 
     Returns:
-        A scalar, NaN where all parameters are equal.
+        A scalar a layer, NaN where all parameters are equal.
     """
-    centred = weight - weight.mean()
-    return centred.pow(4).mean() / centred.square().mean().square() - 3
+    squares = (weight - weight.mean(dim=-1, keepdim=True)).square()
+    return squares.square().mean(dim=-1) / squares.mean(dim=-1).square() - 3
 
 
 def _quantile(sorted_weight: Tensor, share: float) -> Tensor:
     """The smallest value that at least this share of the values does not exceed."""
-    rank = max(1, -(-round(share * 1000) * sorted_weight.numel() // 1000))
-    return sorted_weight[rank - 1]
+    rank = max(1, -(-round(share * 1000) * sorted_weight.shape[-1] // 1000))
+    return sorted_weight[..., rank - 1]
 
 
 @quantity(
@@ -119,7 +119,7 @@ def weight_quantile_01(sorted_weight: Tensor) -> Tensor:
     """First percentile of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _quantile(sorted_weight, 0.01)
 
@@ -138,7 +138,7 @@ def weight_quantile_25(sorted_weight: Tensor) -> Tensor:
     """Lower quartile of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _quantile(sorted_weight, 0.25)
 
@@ -157,7 +157,7 @@ def weight_quantile_50(sorted_weight: Tensor) -> Tensor:
     """Median of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _quantile(sorted_weight, 0.5)
 
@@ -176,7 +176,7 @@ def weight_quantile_75(sorted_weight: Tensor) -> Tensor:
     """Upper quartile of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _quantile(sorted_weight, 0.75)
 
@@ -195,7 +195,7 @@ def weight_quantile_99(sorted_weight: Tensor) -> Tensor:
     """Last percentile of the parameters.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
     return _quantile(sorted_weight, 0.99)
 
@@ -214,9 +214,9 @@ def weight_largest(sorted_weight: Tensor) -> Tensor:
     """Largest magnitude of a parameter.
 
     Returns:
-        A scalar.
+        A scalar a layer.
     """
-    return sorted_weight[[0, -1]].abs().amax()
+    return sorted_weight[..., [0, -1]].abs().amax(dim=-1)
 
 
 @quantity(
@@ -233,6 +233,6 @@ def distance_to_neighbour(weight: Tensor, neighbour: Tensor) -> Tensor:
     """Distance between two layers' parameters, relative to what unrelated ones would have.
 
     Returns:
-        A scalar between 0 and sqrt(2).
+        A scalar a layer between 0 and sqrt(2).
     """
-    return _norm(weight - neighbour) / (weight.square().sum() + neighbour.square().sum()).sqrt()
+    return _norm(weight - neighbour) / (_norm(weight).square() + _norm(neighbour).square()).sqrt()
