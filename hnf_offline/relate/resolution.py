@@ -9,13 +9,13 @@ import numpy as np
 from hnf_offline.relate.events import clusters
 
 #: Gap between checkpoints over the distance between spikes, up to which the stability alarm announced that share of the
-#: spikes within 80 steps, and what chance would have. The 50 test and fresh runs of the study of three spikes up,
+#: spikes within 80 steps, and what chance would have. The 74 test and fresh runs of the study of three spikes up,
 #: each read with all its checkpoints and with every 2nd to 32nd (reports/study, "By the distance between spikes").
 ANNOUNCED: tuple[tuple[float, float, float], ...] = (
-    (0.16, 0.46, 0.33),
-    (0.33, 0.34, 0.24),
-    (0.67, 0.21, 0.15),
-    (1.33, 0.04, 0.03),
+    (0.16, 0.50, 0.35),
+    (0.33, 0.40, 0.28),
+    (0.67, 0.22, 0.16),
+    (1.33, 0.05, 0.04),
     (float("inf"), 0.01, 0.01),
 )
 #: Up to this share of the distance checkpoints are close enough for nothing to be said of them.

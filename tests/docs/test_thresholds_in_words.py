@@ -72,7 +72,7 @@ def test_tiers_and_what_is_written() -> None:
     assert all(f"`{name}`" in output or f"`{name}/`" in output for name in WRITTEN)
     assert all(f"`{column}`" in output for column in COLUMNS)
     assert f"| {', '.join(KINDS)} |" in output
-    assert "Sixteen checks" in text_of("docs/how-to/check.md") and len(CHECKS) == 16
+    assert "Seventeen checks" in text_of("docs/how-to/check.md") and len(CHECKS) == 17
     assert "skipped" in Run.__dataclass_fields__  # named in refused-files.md
 
 

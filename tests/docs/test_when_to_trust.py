@@ -55,7 +55,7 @@ def test_what_regimes_do_to_the_warning(study: Archive) -> None:
     each = 1000 / calm.false_alarms_per_1000.value
     assert f"a false alarm comes every {100 * round(each / 100):,} steps" in text
     assert (
-        f"There {percent(edge.precision.value)} of the alarms were right, as many as by chance "
+        f"There {percent(edge.precision.value)} of the alarms were right, hardly more than by chance "
         f"({percent(edge.chance_precision)})"
     ) in text
     for page in (README, DOC.parent / "concepts" / "limits.md"):
