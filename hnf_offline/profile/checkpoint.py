@@ -121,7 +121,7 @@ def measure_checkpoint(
         skipped.append((checkpoint.path, reason, "S is left out at this checkpoint"))
     rows, together = measure_in_memory(session, settings, checkpoint.step, state, checkpoint.path, restore)
     replayed, _ = halving(
-        lambda memory: training_loss_rows(run, session, checkpoint.step, memory.rows),
+        lambda memory: training_loss_rows(run, session, checkpoint.step, memory.forward_rows),
         dataclasses.replace(session.memory, rows=together),
         checkpoint.path,
     )
@@ -138,7 +138,7 @@ def weights_only_rows(step: int, weights: dict[str, Tensor]) -> list[Row]:
     """
     entry = computable(frozenset({"weight"}), "forward")[0]
     floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-    shares = {name: float(entry.function(tensor)) for name, tensor in floating.items()}
+    shares = {name: float(entry.function(tensor.flatten())) for name, tensor in floating.items()}
     total = sum(tensor.numel() for tensor in floating.values())
     whole = sum(shares[name] * tensor.numel() for name, tensor in floating.items()) / max(1, total)
     rows = [Row(step, "", "model", -1, entry.name, whole)]
@@ -174,7 +174,7 @@ def training_loss_rows(run: Run, session: Session, step: int, together: int | No
             continue
         tokens, labels = load_rows(session.source, tuple(numbers))
         batch = ReplayBatch.of(tokens, labels, f"step {batch_step}")
-        micro_batches = batch.cut(together or session.memory.rows, session.device)
+        micro_batches = batch.cut(together or session.memory.forward_rows, session.device)
         if not micro_batches:
             continue  # every position of the batch is ignored
         with torch.no_grad():

@@ -43,6 +43,7 @@ from hnf_offline.profile.whole import block_of_all, whole_hessian
 from hnf_offline.quantities.gradient_noise import GradientNoise
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer
+from hnf_offline.run.optimizer import OptimizerState
 from hnf_offline.table import Row
 
 
@@ -131,6 +132,7 @@ def _gradient_rows(
 ) -> list[Row]:
     optimizer = subject.optimizer
     state = {} if optimizer is None else adam_tensors(optimizer, gradients) or {}
+    epsilon = _same_epsilon(optimizer, gradients) if state else None
     moments = moments_of(optimizer, gradients)
     later = {before.path: path for path, before in neighbours_of(subject.layers).items()}
     layers = {layer.path: layer for layer in subject.layers}
@@ -145,7 +147,8 @@ def _gradient_rows(
                 seen.append(((path, kind, depth), entry, value))
 
     def flat(parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([part.gather(tensors[part.parameter].detach()) for part in parts])
+        pieces = [part.gather(tensors[part.parameter].detach()) for part in parts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     norms: dict[str, list[Tensor]] = {"gradient": [], "weight": [], "next_update": []}
     everything = [part for layer in subject.layers for part in layer.parts]
@@ -153,7 +156,9 @@ def _gradient_rows(
     targets += [(layer.path, layer.kind, layer.depth, list(layer.parts)) for layer in subject.layers]
     for path, kind, depth, parts in targets:
         offered = {"gradient": flat(parts, gradients)}
-        offered |= {name: flat(parts, tensors) for name, tensors in state.items()}
+        if state:
+            offered["second_moment"] = flat(parts, state["second_moment"])
+            offered["epsilon"] = flat(parts, state["epsilon"]) if epsilon is None else epsilon
         if all(part.parameter in moments for part in parts):
             offered["moment"] = flat(parts, moments)
         if path:
@@ -181,6 +186,13 @@ def _gradient_rows(
     ]
     by_layer = {place[0]: value for (place, entry, _), value in told if entry.name == "gradient.norm"}
     return rows + depth_rows(subject, by_layer) + noise_rows(subject, groups)
+
+
+def _same_epsilon(optimizer: OptimizerState | None, gradients: Mapping[str, Tensor]) -> Tensor | None:
+    """Adam's epsilon as one number where all parameters have the same: no vector of the model's size is needed."""
+    assert optimizer is not None
+    known = {optimizer.parameters[name].eps or 0.0 for name in gradients}
+    return next(iter(gradients.values())).new_tensor(known.pop()) if len(known) == 1 else None
 
 
 def _spectrum_rows(

@@ -26,6 +26,8 @@ from hnf_offline.table import Row
 GROUPS, GROUPED_SHARE = 4, 0.5
 #: Fewer rows leave no noise to see.
 FEWEST_ROWS = 4
+#: Entries of two gradients that are compared at once: what a processor's cache holds.
+_STRETCH = 1 << 18
 #: Random directions of a gradient check, and the step along them as a share of the weights' length.
 DIRECTIONS, CHECK_STEP = 8, 1e-6
 
@@ -236,8 +238,13 @@ class _Groups:
 
 def _differences(vector: Tensor, whole: Tensor) -> Tensor:
     """Squared distance of a group's gradient from that of all rows, and its projection on it."""
-    difference = vector - whole
-    return torch.stack([difference.square().sum(), difference.mul_(whole).sum()]).double()
+    told = torch.zeros(2, dtype=torch.float64, device=whole.device)
+    for first in range(0, whole.numel(), _STRETCH):
+        all_rows = whole[first : first + _STRETCH]
+        difference = vector[first : first + _STRETCH] - all_rows
+        along = (difference * all_rows).sum()
+        told += torch.stack([difference.square().sum(), along])
+    return told
 
 
 def _gradient(module: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[MicroBatch]) -> Tensor:
@@ -267,7 +274,7 @@ def mean_gradients(
             loss = evaluate(module, batch.tokens, batch.labels).loss
             found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         for name, gradient in zip(parameters, found, strict=True):
-            scaled = batch.weight * gradient
+            scaled = gradient if batch.weight == 1.0 else batch.weight * gradient
             sums[name] = sums[name].add_(scaled) if name in sums else scaled
     return sums
 

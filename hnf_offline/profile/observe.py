@@ -70,11 +70,11 @@ class _OperationWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _CallWatcher(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _CallWatcher(TorchFunctionMode):
     """Reports the same of calls from Python, which are fewer than operations and cheaper to watch."""
 
     def __init__(self, sight: _Sight) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.sight = sight
 
     def __torch_function__(

@@ -24,6 +24,8 @@ WHOLE_BYTES = 256 << 20
 _CHUNK = 1 << 20
 _SAMPLES = 128
 _KEY = "hnf_offline.key"
+#: Counted up where one version comes to measure something else than before under the same settings.
+_MEASURED = 2
 
 
 def content_hash(files: Iterable[Path]) -> str:
@@ -70,7 +72,7 @@ def settings_key(settings: ProfileSettings, data: Sequence[str]) -> str:
     if settings.koopman or settings.tier == "full":  # what was measured before there were modes stays valid
         chosen["koopman"] = True
     text = json.dumps(
-        [hnf_offline.__version__, sorted(COLUMNS), chosen, list(data)], sort_keys=True, default=str
+        [hnf_offline.__version__, _MEASURED, sorted(COLUMNS), chosen, list(data)], sort_keys=True, default=str
     )
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -92,7 +92,7 @@ def attended(
         below, weights = (buffer[: shape[0] * shape[1]] for buffer in buffers)
         torch.bmm(queried[place], keyed[place].mT, out=below)
         if mask is not None:
-            below.unflatten(0, shape).add_(mask[rows, some])
+            below.view(*shape, queries, keys).add_(mask[rows, some])
         torch.amax(below, dim=-1, keepdim=True, out=highest[place])
         below.sub_(highest[place]).clamp_(min=floor)
         torch.exp(below, out=weights)
@@ -105,7 +105,7 @@ def attended(
     entropy = total.log() - product / total
     blind = highest <= torch.finfo(dtype).min / 2
     highest, total, entropy, seeing = (
-        one.squeeze(-1).unflatten(0, (batch, heads))
+        one.reshape(batch, heads, queries)
         for one in (
             highest.masked_fill(blind, float("-inf")),
             total.reciprocal(),
@@ -114,7 +114,7 @@ def attended(
         )
     )
     found = AttentionRows(highest, total, entropy, several.squeeze(-1) & seeing)
-    return output.unflatten(0, (batch, heads)), found
+    return output.reshape(batch, heads, queries, -1), found
 
 
 def _length(stretch: slice) -> int:

@@ -80,7 +80,8 @@ def share_where(values: Tensor, compare: Callable[[Any, float], Any], limit: flo
         # NumPy compares and counts in a third of the time that torch takes on a CPU.
         count = np.count_nonzero(compare(values.detach().numpy(), limit))
         return torch.tensor(count / max(1, values.numel()), dtype=values.dtype)
-    return compare(values, limit).count_nonzero() / values.numel()
+    chosen: Tensor = compare(values, limit)
+    return chosen.count_nonzero() / values.numel()
 
 
 @quantity(
@@ -119,10 +120,13 @@ def activation_variance(activation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
+    import torch
+
     each = activation.flatten(1) if activation.ndim > 2 else activation.reshape(1, -1)
     centred = (each - each.mean(dim=1, keepdim=True)).reshape(activation.shape)
     # By units first: one long sum of squares would lose digits.
-    return centred.norm(dim=-1).square().sum() / activation.numel()
+    lengths: Tensor = torch.linalg.vector_norm(centred, dim=-1)
+    return lengths.square().sum() / activation.numel()
 
 
 @quantity(

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 def _squares(stream: Tensor) -> Tensor:
     """Mean square over the width; [batch, tokens]."""
-    return stream.norm(dim=-1).square() / stream.shape[-1]
+    import torch
+
+    length: Tensor = torch.linalg.vector_norm(stream, dim=-1)
+    return length.square() / stream.shape[-1]
 
 
 @quantity(

@@ -145,7 +145,8 @@ def _sketched(wide: Tensor, seed: int) -> Tensor:
     basis = torch.linalg.qr(wide @ start.to(wide.device)).Q
     for _ in range(POWER_STEPS):
         basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
-    return wide.T @ basis  # Q'W: its singular values are at most those of W
+    sketch: Tensor = wide.T @ basis  # Q'W: its singular values are at most those of W
+    return sketch
 
 
 def _root(square: float) -> float:
