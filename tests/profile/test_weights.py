@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hnf_offline.linalg.hessian import Part
+from hnf_offline.profile import weight_rows
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.weight_rows import alone_rows, neighbours_of
 from hnf_offline.profile.weights import heads_of, measure_weights
@@ -161,3 +162,53 @@ def test_quantiles_of_layers_are_those_of_sorted_weights(size: int) -> None:
         exact = np.quantile(weight.numpy(), share / 100, method="inverted_cdf")
         assert rows[f"weight.quantile_{share:02d}"] == pytest.approx(float(exact))
     assert rows["weight.largest"] == pytest.approx(weight.abs().max().item())
+
+
+@pytest.mark.parametrize("together", [1, 200, 1 << 22])
+def test_layers_measured_together_have_their_own_values(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(weight_rows, "TOGETHER", together)
+    layers: tuple[Layer, ...] = ()
+    snapshots: list[weight_rows.Snapshot] = []
+    for step in range(4):
+        module = GPT(GPTConfig(11, 6, 3, 2, 8, mlp_width=12)).initialise(torch.Generator().manual_seed(step))
+        layers = layers_of(module)
+        parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
+        for number, value in enumerate(parameters.values()):
+            value.mul_(1 + number).add_(0.01 * step)
+        held = {name: value.square() for name, value in parameters.items() if "h.1." not in name}
+        heads = heads_of(module, layers)
+        snapshots.append(weight_rows.Snapshot(step, layers, parameters, held, heads, True))
+    first, before_that, before, now = snapshots
+    rows = weight_rows.snapshot_rows(now, [before, before_that], first, torch.device("cpu"))
+    values = {(row.layer, row.quantity): row.value for row in rows}
+    assert len(values) == len(rows)
+
+    def flat(layer: Layer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([part.gather(tensors[part.parameter]) for part in layer.parts]).double()
+
+    neighbours = neighbours_of(layers)
+    for layer in layers:
+        start, weight, earlier, earliest = (
+            flat(layer, one.parameters) for one in (first, now, before, before_that)
+        )
+        expected = {
+            "weight.mean": weight.mean(),
+            "weight.largest": weight.abs().max(),
+            "weight.quantile_50": weight.sort().values[-(-weight.numel() // 2) - 1],
+            "weight.update_norm": (weight - earlier).norm(),
+            "weight.update_cosine": torch.cosine_similarity(weight - earlier, earlier - earliest, dim=0),
+            "weight.distance_from_first": (weight - start).norm() / start.norm(),
+        }
+        if layer.path in neighbours:
+            other = flat(neighbours[layer.path], now.parameters)
+            apart = (weight - other).norm() / (weight.square().sum() + other.square().sum()).sqrt()
+            expected["weight.distance_to_neighbour"] = apart
+        if all(part.parameter in now.moments for part in layer.parts):
+            moments = [flat(layer, one.moments) for one in (now, before)]
+            expected["gradient.moment_cosine"] = torch.cosine_similarity(*moments, dim=0)
+        else:
+            assert (layer.path, "gradient.moment_cosine") not in values
+        for quantity, value in expected.items():
+            assert values[layer.path, quantity] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), quantity
