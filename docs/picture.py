@@ -1,4 +1,4 @@
-"""Photograph the first screen of a report for the README: `python -m docs.picture`, after `make report`.
+"""Photograph the first screen of a report for the README: `python -m docs.picture [PAGE [PICTURE]]`, after `make report`.
 
 Needs Chromium and playwright (extra `dev`), as the tests of the pages do.
 """
@@ -43,4 +43,5 @@ def photograph(page: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    photograph(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE, PICTURE)
+    named = [Path(one) for one in sys.argv[1:]]
+    photograph(*named, *(PAGE, PICTURE)[len(named) :])
