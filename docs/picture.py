@@ -1,4 +1,4 @@
-"""Photograph the first screen of a report for the README: `python -m docs.picture [PAGE [PICTURE]]`, after `make report`.
+"""Photograph the first screen of a report: `python -m docs.picture [PAGE [PICTURE]]`, after `make report`.
 
 Needs Chromium and playwright (extra `dev`), as the tests of the pages do.
 """
