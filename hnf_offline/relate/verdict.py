@@ -267,7 +267,7 @@ def more_than_chance(relations: Sequence[Relation], n_spikes: int) -> str:
     spikes = f"{scored} spike{'' if scored == 1 else 's'}"
     are = "is" if scored == 1 else "are"
     if ours is None:
-        return f"S is not known, so nothing can be said about curvature as a warning ({spikes})."
+        return f"Without S nothing can be said about curvature as a warning ({spikes})."
     if scored == 0 < n_spikes:
         where = "It lies" if n_spikes == 1 else "They lie"
         return f"{where} outside of the checkpoints' steps, so luck cannot be ruled out."
