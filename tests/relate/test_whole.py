@@ -61,7 +61,7 @@ def test_the_real_four_facts(hf: Findings) -> None:
 def test_the_real_log_alone_says_what_it_cannot_say(real_log: pl.DataFrame) -> None:
     found = find(run_of(real_log, table()), table())
     assert len(found.spikes) == 2
-    assert "S is not known" in found.verdict["sentence"]
+    assert "Without S nothing can be said" in found.verdict["sentence"]
     assert found.last_healthy_checkpoint is None
     assert {relation.baseline for relation in found.relations} == {True}
 
