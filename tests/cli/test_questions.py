@@ -7,8 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 
-def test_a_run_that_ends_in_nan_after_its_last_checkpoint(hnf: Any, other_run: Path) -> None:
+
+def test_a_run_that_ends_in_nan_after_its_last_checkpoint(
+    hnf: Any, other_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "COLUMNS", "160"
+    )  # how long its layer's name is decides whether 100 columns cut the end
     shutil.copytree(other_run, "dead")
     last = json.loads(Path("dead/log.jsonl").read_text().splitlines()[-1])
     with Path("dead/log.jsonl").open("a", encoding="utf-8") as log:
