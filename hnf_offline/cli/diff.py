@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,6 +40,9 @@ from hnf_offline.output import borrow_shards, output_folder, relative
 from hnf_offline.pipeline import analyse, made_by, open_input
 from hnf_offline.printing import emit, emit_json, terminal
 from hnf_offline.progress import Reporter
+
+if TYPE_CHECKING:
+    from hnf_offline.comparison import LinearBarrier
 
 
 @verb("hnf diff runs/spiky runs/steady", "hnf diff runs/a runs/b --replay validation.npz --json")
@@ -97,13 +99,12 @@ def diff(
                 )
             )
     of_a, of_b = done
-    barriers: tuple[dict[str, Any], ...] = ()
+    barriers: tuple[LinearBarrier, ...] = ()
     without: tuple[str, ...] = ()
     if barrier:
         from hnf_offline.profile.barrier import barriers_between
 
-        found, without = barriers_between(of_a.run, of_b.run, settings, model_factory=model)
-        barriers = tuple(asdict(one) for one in found)
+        barriers, without = barriers_between(of_a.run, of_b.run, settings, model_factory=model)
     comparison = compare(
         of_a.findings, of_b.findings, of_a.run, of_b.run, of_a.profile, of_b.profile,
         replay=settings.replay, made=made_by(typed_command(), settings.device, time.monotonic() - began, rule),

@@ -33,7 +33,7 @@ def compare(
     *,
     replay: Path | None = None,
     made: Mapping[str, Any] | None = None,
-    barriers: Sequence[Mapping[str, Any]] = (),
+    barriers: Sequence[LinearBarrier] = (),
     no_barriers: Sequence[str] = (),
 ) -> Comparison:
     """Compare two runs at their common steps.
@@ -47,7 +47,7 @@ def compare(
         profile_b: long table of run B.
         replay: the batch file both were replayed on, None where each was replayed on its own.
         made: versions, time and device of this comparison.
-        barriers: fields of `LinearBarrier`, where those were measured.
+        barriers: on the way from A to B, where those were measured.
         no_barriers: sentences on steps that have none, and why.
 
     Returns:
@@ -91,5 +91,5 @@ def compare(
         incomparable=incomparable,
         made=dict(made or {}),
         loss_test=None if test is None else asdict(test),
-        barriers=tuple(LinearBarrier(**one) for one in barriers),
+        barriers=tuple(barriers),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from hnf_offline.comparison import LinearBarrier
 from hnf_offline.errors import UserError
 from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.memory import MemoryPlan
@@ -29,36 +30,9 @@ SAME_LOSS = 1e-4
 _HOST = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Barrier:
-    """The highest rise of the loss over the chord between two runs, at one step.
-
-    Attributes:
-        step: of both checkpoints.
-        value: the rise, in nats; infinite where the loss is not finite on the way.
-        low: lower end of its rounding.
-        high: upper end.
-        place: where on the line it is, 0 at A and 1 at B.
-        loss_a: loss of A's weights on the replayed rows.
-        loss_b: loss of B's.
-        certified: False where running statistics lie on the way as well.
-        batch: the rows, and whose they are.
-    """
-
-    step: int
-    value: float
-    low: float
-    high: float
-    place: float
-    loss_a: float
-    loss_b: float
-    certified: bool
-    batch: str
-
-
 def barriers_between(
     run_a: Run, run_b: Run, settings: ProfileSettings, *, model_factory: str | None = None
-) -> tuple[tuple[Barrier, ...], tuple[str, ...]]:
+) -> tuple[tuple[LinearBarrier, ...], tuple[str, ...]]:
     """Walk from A's weights to B's at a few common steps.
 
     Args:
@@ -86,7 +60,7 @@ def barriers_between(
         return (), (f"No barrier between the runs: {error.reason}.",)
     if difference:
         return (), (f"No barrier between the runs: {difference}.",)
-    found: list[Barrier] = []
+    found: list[LinearBarrier] = []
     sentences: list[str] = []
     for a, b in _spread(pairs):
         try:
@@ -173,7 +147,7 @@ def _at(session: Session, checkpoint: Checkpoint) -> float:
     return halving(work, memory_now(session), checkpoint.path)[0]
 
 
-def _between(session: Session, a: Checkpoint, b: Checkpoint, owner: str) -> Barrier:
+def _between(session: Session, a: Checkpoint, b: Checkpoint, owner: str) -> LinearBarrier:
     loaded_a, loaded_b = load(a, _HOST), load(b, _HOST)
     for loaded in (loaded_a, loaded_b):
         if isinstance(loaded, UserError):
@@ -182,7 +156,7 @@ def _between(session: Session, a: Checkpoint, b: Checkpoint, owner: str) -> Barr
     weights_a, weights_b = loaded_a.weights, loaded_b.weights
     load_weights_into(session.module, weights_b)
 
-    def work(memory: MemoryPlan) -> Barrier:
+    def work(memory: MemoryPlan) -> LinearBarrier:
         around = Surroundings.of(session.module, session.batch.cut(memory.rows, session.device))
         start = other_end(session.module, weights_a)
         losses = around.path(start)
@@ -191,7 +165,7 @@ def _between(session: Session, a: Checkpoint, b: Checkpoint, owner: str) -> Barr
                 raise UserError(f"the loss of {label} is not finite there")
         value, place = barrier_of(losses)
         blur = around.rounding
-        return Barrier(
+        return LinearBarrier(
             step=a.step,
             value=value,
             low=max(0.0, value - blur),
