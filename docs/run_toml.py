@@ -18,7 +18,8 @@ not imported: repeat it with `--model`. A file that you name with `--manifest` i
 for beside it first and then in the run, they may lead anywhere, and its function is imported.
 
 What `[analysis]` asks for takes the place of the verbs' defaults: an option wins over an environment variable, that one
-over `run.toml`, and `--plan` says where each value comes from.
+over `run.toml`, and `--plan` says where each value comes from. From Python, `hnf.ProfileSettings` says it all, and
+`[analysis]` is not looked at.
 
 ```toml
 {example}```

@@ -65,7 +65,7 @@ def advice(
             lower = _lower_for_good(profile, evidence, last_healthy)
             result.extend(lower)
             if lower:
-                result.extend(clip(profile, log, spike, lower[0].step))
+                result.extend(clip(profile, log, spikes, spike, lower[0].step))
         elif story.cause == "bad-batch":
             result.append(_look_at_rows(spike))
         elif story.cause == "resume":

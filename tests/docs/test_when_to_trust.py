@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.study.archive import Archive
+from benchmarks.study.dear import LAMBDA_MAX, NEAR_UNIT_MASS, known
 from benchmarks.study.hovering import hovers
 from benchmarks.study.initial import FAILED, ranked
 from benchmarks.study.intervention import effects
 from benchmarks.study.localisation import findings
 from benchmarks.study.page import unseen
-from benchmarks.study.scoring import WINDOW, Pooled, pooled
+from benchmarks.study.scoring import WINDOW, Pooled, area, pooled
 from hnf_offline.relate import clipping
 from hnf_offline.relate.relations import PRIMARY
 from hnf_offline.relate.resolution import ANNOUNCED
@@ -125,6 +126,30 @@ def test_first_steps(study: Archive) -> None:
     assert f"area under the curve {mass.overall.value:.2f} over {mass.runs} runs".replace("0.", ".") in text
     assert f"{mass.within_architecture.value:.2f} within an architecture".replace("0.", ".") in text
     assert f"has {ratio.overall.value:.2f}".replace("0.", ".") in text
+
+
+def test_scores(study: Archive) -> None:
+    text = words(DOC)
+
+    def ranked_by(letter: str, score: str) -> str:
+        runs = known([run for run in unseen(study.runs) if run.case.family == letter])
+        found = area(runs, score, 16)
+        assert found is not None
+        return f"{found.auroc.value:.2f}".removeprefix("0")
+
+    plain = {letter: (ranked_by(letter, LAMBDA_MAX), ranked_by(letter, "S")) for letter in "ADI"}
+    climb, momentum, model = (plain[letter] for letter in "ADI")
+    assert (
+        f"(climb {climb[0]} beside {climb[1]}, SGD {momentum[0]}, a language model {model[0]} beside" in text
+    )
+    assert momentum[0] == momentum[1] and f"beside {model[1]}). Near-unit mass" in text
+    masses = [ranked_by(letter, NEAR_UNIT_MASS) for letter in "ADI"]
+    assert f"tells nothing ({masses[0]}, {masses[1]}) or the opposite ({masses[2]})" in text
+
+    deep = [run for run in unseen(study.runs) if run.case.family == "E"]
+    lag, ratio = area(deep, "RMS_t", 16), area(deep, "S", 16)
+    assert lag is not None and ratio is not None and lag.auroc.value > ratio.auroc.value
+    assert "(RMS_t) ranks the dangerous checkpoints as well as S or better" in text
 
 
 def test_policies(study: Archive) -> None:

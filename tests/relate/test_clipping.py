@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from hnf_offline.findings import Advice
-from hnf_offline.relate.clipping import CALM_STEPS
+from hnf_offline.relate.clipping import CALM_ROWS, clip
 from hnf_offline.table import table
 
 from .planted import alarm, rows, spike
@@ -38,7 +38,7 @@ def test_sgd_is_told_to_clip_at_its_calm_norm() -> None:
     growing = norms(a_log(), s140=1.7, s180=6.0, s184=50.0, s20=9.0)
     (told,) = advised(a_profile(CLIMB), growing)
     assert told.policy == "clip=1.7" and told.numbers["gradient_norm"] == 1.7
-    assert "1.7" in told.action and f"the {CALM_STEPS} steps up to step 174" in told.because
+    assert "1.7" in told.action and f"the {CALM_ROWS} calm rows of the log up to step 174" in told.because
     assert told.spike == 1 and f"checkpoint {told.step}" in told.action
 
 
@@ -48,13 +48,24 @@ def test_it_comes_after_the_lower_rate_and_starts_where_that_does() -> None:
     assert found[0].step == found[1].step
 
 
+def test_what_an_earlier_spike_left_behind_is_not_calm() -> None:
+    after = norms(a_log(), s90=2.5, s125=24.0, s140=30.0, s100=9.0)
+    earlier = spike(1, 110, end=150)
+    _, found = tell(a_profile(CLIMB), after, earlier, spike(2, ONSET), alarm(150, "edge"))
+    (told,) = (one for one in found if one.policy.startswith("clip="))
+    assert told.spike == 2 and told.policy == "clip=2.5", "step 100 is within ten steps of the first onset"
+    lost, later = spike(1, 110, recovered=False), spike(2, ONSET)
+    (told,) = clip(a_profile(CLIMB), after, [lost, later], later, 100)
+    assert told.policy == "clip=2.5", "nothing after a spike that never ends is calm"
+
+
 def test_adam_is_not_told_to_clip() -> None:
     assert not advised(pl.concat([a_profile(CLIMB), ADAM]), a_log())
 
 
 def test_no_norms_no_advice_and_broken_norms_are_passed_over() -> None:
     assert not advised(a_profile(CLIMB), a_log().drop("grad_norm"))
-    few = a_log().filter(~pl.col("step").is_between(100, 170))
+    few = a_log().filter(pl.col("step") > 165)
     assert not advised(a_profile(CLIMB), few)
     (told,) = advised(a_profile(CLIMB), norms(a_log(), s140=math.nan, s141=math.inf))
     assert told.policy == "clip=1"
