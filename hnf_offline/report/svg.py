@@ -181,10 +181,12 @@ def _strip(strip: Strip, steps: Axis, top: float) -> list[str]:
     for level in strip.levels:
         y = values.pixel(level.value)
         body.append(element("path", d=f"M{steps.start:.1f} {y:.1f}H{steps.stop:.1f}", class_="level"))
-        beside = y - 4 if y - top > 24 else y + 13
-        body.append(text(steps.stop - 4, beside, level.label, text_anchor="end", class_="small halo"))
     for line in strip.lines:
         body += _line(line, strip, steps, values)
+    for level in strip.levels:  # after the lines, which would run through the words
+        y = values.pixel(level.value)
+        beside = y - 4 if y - top > 24 else y + 13
+        body.append(text(steps.stop - 4, beside, level.label, text_anchor="end", class_="small halo"))
     return [element("g", *body, data_axis=f"{values.low:.6g} {values.high:.6g} {values.scale}")]
 
 

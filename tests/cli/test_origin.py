@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from hnf_offline.origin import asked_by_both
+from hnf_offline.run.records import Said
+
 
 @pytest.fixture
 def asking_run(tiny_run: Path, tmp_path: Path) -> Path:
@@ -171,3 +174,12 @@ def test_run_toml_knows_what_the_options_know() -> None:
         "rule": options.RuleName,
     }
     assert {name: tuple(one.value for one in enum) for name, enum in enums.items()} == ANALYSES
+
+
+def test_two_runs_ask_for_what_both_ask_for_and_never_for_a_file_of_one_of_them() -> None:
+    file = Path("run.toml")
+    one = Said(file, (), {"tier": "gradient", "rows": 2, "every": 4, "replay": Path("rows.npz")})
+    other = Said(file, (), {"tier": "gradient", "rows": 3, "replay": Path("rows.npz")})
+    both = asked_by_both(one, other)
+    assert both is not None and both.analysis == {"tier": "gradient"}
+    assert asked_by_both(one, None) is None

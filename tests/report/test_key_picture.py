@@ -150,3 +150,9 @@ def test_a_legend_with_many_entries_takes_another_line_instead_of_leaving_the_pi
     high, all_of_them = drawn(many)
     assert high > low
     assert few < all_of_them and {"another quantity parts first", "not certified"} <= all_of_them
+
+
+def test_the_words_at_the_edge_lie_over_the_lines() -> None:
+    run = made.spike_run()
+    drawn = chart(key_picture(run.findings, run.log, run.profile))
+    assert drawn.rindex("1 = edge of stability") > drawn.rindex('class="line ')

@@ -16,7 +16,9 @@ from benchmarks.study.plateau import BEFORE, LEAST, NAME, with_plateau
 from hnf_offline.pipeline import analyse
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.run import open_run
+from hnf_offline.table import table
 from tests.benchmarks.study.planted import run
+from tests.relate.planted import rows
 
 ONSETS = (300, 500, 700)
 
@@ -92,6 +94,18 @@ def test_without_dear_scores_there_is_no_table_and_the_regression_never_takes_th
         for letter, runs in paid.items()
     }
     assert added_by_curvature(paid, 16) == added_by_curvature(without, 16)
+
+
+def test_of_several_blocks_the_mean_counts_and_of_the_eigenvalues_that_of_the_whole_model() -> None:
+    profile = table([
+        *rows("koopman.near_unit_mass", [8], [0.2], layer="h.0"),
+        *rows("koopman.near_unit_mass", [8], [0.6], layer="h.1"),
+        *rows("hessian.lambda_max", [8, 16], [5.0, math.inf]),
+        *rows("hessian.lambda_max", [8], [50.0], layer="h.0"),
+    ])
+    scores = dear.with_dear(pl.DataFrame({"step": [8, 12, 16], "S": [0.1, 0.2, 0.3]}), profile)
+    assert scores[dear.NEAR_UNIT_MASS].to_list() == [pytest.approx(0.4), None, None]
+    assert scores[dear.LAMBDA_MAX].to_list() == [5.0, None, None]
 
 
 def test_dear_scores_are_those_of_the_profile(tmp_path):
