@@ -2,9 +2,10 @@
 
 Three ratios of one checkpoint, in one process: the tier `forward` and one plain forward pass of the same rows, what the
 tier `gradient` adds and one plain gradient of the same rows, the tier `weights` and `torch.linalg.svdvals` of the same
-matrices, one call each. "Plain" is what a training script does: all rows at once, under the attention kernel that torch
-chooses, the module's own loss. Both sides take turns, and a ratio is the median over the pairs; reading files and
-building the model are outside. On a CPU it is processor time, so that other programs on the machine count little.
+matrices, one call each (of as many checkpoints as a profile measures side by side: 8 of a small model). "Plain" is what
+a training script does: all rows at once, under the attention kernel that torch chooses, the module's own loss. Both
+sides take turns, and a ratio is the median over the pairs; reading files and building the model are outside. On a CPU
+it is processor time, so that other programs on the machine count little.
 
 Below each ratio stands where the time goes, family by family, from a run under cProfile, which makes small calls look
 dearer than they are. `--decoder` measures a GPT-2 of d = 768 and 6 blocks instead of a run, made and trained for three
@@ -36,9 +37,10 @@ from hnf_offline.profile.measure import measure, subject_of
 from hnf_offline.profile.reading import load
 from hnf_offline.profile.session import Session, full_precision, open_session, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings
+from hnf_offline.profile.snapshot import alike, matrices_in
 from hnf_offline.profile.subject import Subject
-from hnf_offline.profile.weight_rows import Snapshot, matrices_of, snapshot_rows
-from hnf_offline.profile.weights import snapshot_of
+from hnf_offline.profile.weight_rows import Occasion, occasion, occasion_rows
+from hnf_offline.profile.weights import checkpoints_together, snapshot_of
 from hnf_offline.quantities import catalogue
 from hnf_offline.record import Recorder
 from hnf_offline.run import open_run
@@ -138,14 +140,14 @@ def families(work: Callable[[], object]) -> dict[str, float]:
     return shares | {"everything else": 1 - sum(shares.values())}
 
 
-def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, before: Sequence[Snapshot]) -> list[Pair]:
+def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, occasions: Sequence[Occasion]) -> list[Pair]:
     """Prepare a checkpoint.
 
     Args:
         run: the run.
         session: of the tier `gradient`.
         checkpoint: what is measured.
-        before: this checkpoint's weights, those before it, and those of the first one.
+        occasions: the checkpoints that the tier `weights` measures side by side.
 
     Returns:
         What is timed.
@@ -173,8 +175,13 @@ def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, before: Sequenc
         return measure(subject, settings) + training_loss_rows(run, session, checkpoint.step)
 
     settings = ProfileSettings(tier="forward")
-    now, *earlier, first = before
-    matrices = [matrix for layer in now.layers for matrix in matrices_of(layer, now.parameters)]
+    matrices = [
+        matrix
+        for one in occasions
+        for group in alike(one.now.layers)
+        for layer, own in zip(group.layers, group.of(one.now.weights), strict=True)
+        for matrix in matrices_in(layer, own)
+    ]
     return [
         Pair("forward", forward, lambda: forward_rows(subject)),
         Pair("forward, with the loss of the logged batch", forward, with_log),
@@ -182,7 +189,7 @@ def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, before: Sequenc
         Pair(
             "weights",
             lambda: [torch.linalg.svdvals(matrix) for matrix in matrices],
-            lambda: snapshot_rows(now, earlier, first, session.device),
+            lambda: occasion_rows(occasions, session.device),
         ),
     ]
 
@@ -222,15 +229,28 @@ def tell(run: Run, session: Session, checkpoint: Checkpoint, repeats: int, tiers
     """Print ratios and where the time goes."""
     places = {point.step: at for at, point in enumerate(run.checkpoints)}
     at = places[checkpoint.step]
-    before = [run.checkpoints[max(0, one)] for one in (at, at - 1, at - 2)] + [run.checkpoints[0]]
-    snapshots = [snapshot_of(run, session, point) for point in before]
+    snapshots = {
+        one: snapshot_of(run, session, run.checkpoints[one]) for one in {0, *range(max(0, at - 2), at + 1)}
+    }
+    for one in range(at + 1, min(len(run.checkpoints), at + checkpoints_together(snapshots.values()))):
+        snapshots[one] = snapshot_of(run, session, run.checkpoints[one])
+    occasions = [
+        occasion(
+            snapshots[one],
+            [snapshots[one - back] for back in (1, 2) if one >= back],
+            snapshots[0] if one else None,
+        )
+        for one in snapshots
+        if one >= at
+    ]
     parameters = sum(layer.size for layer in session.layers)
     rows, length = session.batch.tokens.shape[:2]
     print(
         f"step {checkpoint.step}: {parameters:,} parameters, {rows} rows of {length}, {session.device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {repeats} pairs"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {repeats} pairs; "
+        f"weights of {len(occasions)} checkpoints side by side"
     )
-    for pair in pairs_of(run, session, checkpoint, snapshots):
+    for pair in pairs_of(run, session, checkpoint, occasions):
         if pair.name.partition(",")[0] not in tiers:
             continue
         plain, tier, ratio = timed(pair, repeats, session.device)

@@ -17,6 +17,7 @@ from hnf_offline.profile.memory import MemoryPlan, copies_together
 from hnf_offline.profile.residual_modes import mode_rows
 from hnf_offline.profile.session import Session, memory_now
 from hnf_offline.profile.settings import TIERS, ProfileSettings
+from hnf_offline.profile.snapshot import snapshot_of_parameters
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.traces import layer_trace_rows
 from hnf_offline.profile.weight_ranks import rank_rows
@@ -38,7 +39,9 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
         return rows
     tier = TIERS.index(settings.tier)
     if tier < TIERS.index("forward"):
-        return rows + alone_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))
+        return rows + alone_rows(
+            snapshot_of_parameters(subject.step, subject.layers, dict(subject.module.named_parameters()))
+        )
     if tier < TIERS.index("full"):  # which has all that the weights show
         rows += rank_rows(subject.step, subject.layers, dict(subject.module.named_parameters()))
     rows += forward_rows(subject)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hnf_offline.profile.weight_rows import matrix_of
+from hnf_offline.profile.snapshot import matrix_of
 from hnf_offline.quantities.registry import catalogue
 from hnf_offline.run.model.layers import Layer
 from hnf_offline.table import Row
@@ -39,7 +39,8 @@ def rank_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tenso
     """
     alike: dict[tuple[int, ...], list[tuple[Layer, Tensor]]] = defaultdict(list)
     for layer in layers:
-        matrices = [one for part in layer.parts if (one := matrix_of(part, parameters)) is not None]
+        gathered = ((part, part.gather(parameters[part.parameter].detach())) for part in layer.parts)
+        matrices = [one for part, own in gathered if (one := matrix_of(part, own)) is not None]
         if matrices:
             largest = max(matrices, key=torch.numel).detach().float()
             largest = largest if largest.shape[0] >= largest.shape[1] else largest.T

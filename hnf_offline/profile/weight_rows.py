@@ -1,4 +1,4 @@
-"""Rows of the tier `weights`: one checkpoint's parameters, and how they differ from those before."""
+"""Rows of the tier `weights`: checkpoints' parameters, and how they differ from those before."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnf_offline.linalg.hessian import Part
 from hnf_offline.profile.forward import fetched
+from hnf_offline.profile.snapshot import Alike, Snapshot, alike, matrices_in, same_shapes
 from hnf_offline.quantities.key_query_changes import increment_spectra
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.quantities.weight_spectrum import matrix_spectra
@@ -22,77 +22,93 @@ from hnf_offline.table import Row
 TIER = "weights"
 #: An interval this wide, as a share of the value, leaves it uncertified.
 _UNSURE = 0.01
-#: Parameters that are measured together, four bytes each and a few copies of them.
-TOGETHER = 1 << 22
 #: A part of a path that is a number: that of a block (not that of `norm1`).
 _BLOCK_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A checkpoint in the host's memory.
+class Occasion:
+    """A checkpoint, and what it is measured against.
 
     Attributes:
-        step: of the checkpoint.
-        layers: where its parameters belong.
-        parameters: by name.
-        moments: the optimizer's first moments by parameter name, those it has.
-        heads: query layer's path -> query and key-value heads.
-        finite: whether all parameters are.
+        now: the checkpoint.
+        earlier: those before it, the last one first, at most two; finite, and of its shapes.
+        first: the first one of the run, finite, and of its shapes; None where there is none, or it is `now`.
     """
 
-    step: int
-    layers: tuple[Layer, ...]
-    parameters: Mapping[str, Tensor]
-    moments: Mapping[str, Tensor]
-    heads: Mapping[str, tuple[int, int]]
-    finite: bool
+    now: Snapshot
+    earlier: tuple[Snapshot, ...] = ()
+    first: Snapshot | None = None
+
+    @property
+    def moved(self) -> frozenset[str]:
+        """Paths of the layers that have a first moment now and had one before."""
+        return self.now.moved & self.earlier[0].moved if self.earlier else frozenset()
+
+    def looks_like(self, other: Occasion) -> bool:
+        """Tell whether the same can be measured of both."""
+        return (
+            len(self.earlier) == len(other.earlier)
+            and (self.first is None) == (other.first is None)
+            and self.moved == other.moved
+            and same_shapes(self.now, other.now)
+        )
 
 
-def snapshot_rows(
-    now: Snapshot, earlier: Sequence[Snapshot], first: Snapshot | None, device: torch.device
-) -> list[Row]:
-    """Measure a checkpoint's weights, alone and against those before it.
+def occasion(now: Snapshot, earlier: Sequence[Snapshot] = (), first: Snapshot | None = None) -> Occasion:
+    """Leave out what a checkpoint cannot be measured against.
 
     Args:
         now: the checkpoint.
         earlier: those before it, the last one first.
         first: the first one of the run, None where that is `now`.
+
+    Returns:
+        The occasion.
+    """
+    usable = [one for one in earlier if one.finite and same_shapes(one, now)]
+    start = first if first is not None and first.finite and same_shapes(first, now) else None
+    return Occasion(now, tuple(usable[:2]), start)
+
+
+def occasion_rows(occasions: Sequence[Occasion], device: torch.device) -> list[list[Row]]:
+    """Measure checkpoints' weights, alone and against those before them; checkpoints that look alike side by side.
+
+    Args:
+        occasions: the checkpoints.
         device: where it is computed.
 
     Returns:
-        Rows of the tier `weights`; of weights that are not finite only how many.
+        Rows of the tier `weights` of each; of weights that are not finite only how many.
     """
-    parameters = {name: value.to(device) for name, value in now.parameters.items()}
-    if not now.finite:
-        return nonfinite_rows(now.step, now.layers, parameters)
-    entry = computable(frozenset({"weight"}), "forward")[0]
-    rows = [Row(now.step, "", "model", -1, entry.name, 0.0)]
-    earlier = [one for one in earlier if one.finite and _alike(one, now)]
-    first = first if first is not None and first.finite and _alike(first, now) else None
-    alone = _Collected(now.step, "")
-    changes = _Collected(now.step, f"since step {earlier[0].step}" if earlier else "")
-    since_first = _Collected(now.step, "" if first is None else f"since step {first.step}")
-    neighbours = neighbours_of(now.layers)
-    for group in alike(now.layers):
-        weight = _stacked(group, parameters)
-        _see_alone(alone, group, weight, parameters, neighbours)
-        if earlier:
-            _see_changes(changes, group, weight, now, earlier, device)
-        if first is not None:
-            start = _stacked(group, first.parameters, device)
-            since_first.add(group, {"weight": weight, "first": start}, needing="first")
-    if earlier:
-        _see_increments(changes, now, earlier[0], device)
-    for seen in (alone, changes, since_first):
-        rows += seen.rows()
-    return rows + _spectrum_rows(now.step, now.layers, parameters)
+    rows: list[list[Row]] = [[] for _ in occasions]
+    lots: list[list[int]] = []
+    for at, one in enumerate(occasions):
+        if not one.now.finite:
+            layers, weights = one.now.layers, one.now.weights.to(device)
+            own = {layer.path: flat for layer, flat in _own(layers, weights)}
+            rows[at] = _rows_of_nonfinite(one.now.step, layers, [own[layer.path] for layer in layers])
+            continue
+        lot = next((lot for lot in lots if occasions[lot[0]].looks_like(one)), None)
+        if lot is None:
+            lots.append(lot := [])
+        lot.append(at)
+    for lot in lots:
+        for at, found in zip(lot, _rows_of([occasions[at] for at in lot], device), strict=True):
+            rows[at] = found
+    return rows
 
 
-def _alike(one: Snapshot, other: Snapshot) -> bool:
-    return one.parameters.keys() == other.parameters.keys() and all(
-        value.shape == other.parameters[name].shape for name, value in one.parameters.items()
-    )
+def alone_rows(now: Snapshot) -> list[Row]:
+    """Measure the weights of one checkpoint: their distribution, and singular values of every matrix.
+
+    Args:
+        now: the checkpoint.
+
+    Returns:
+        Rows of the tier `weights` that need no other checkpoint.
+    """
+    return occasion_rows([Occasion(now)], now.weights.device)[0]
 
 
 def nonfinite_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tensor]) -> list[Row]:
@@ -101,11 +117,16 @@ def nonfinite_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, 
     Returns:
         One row for the whole model, and one for each layer concerned.
     """
+    parts = [[part.gather(parameters[part.parameter].detach()) for part in layer.parts] for layer in layers]
+    return _rows_of_nonfinite(step, layers, [own[0] if len(own) == 1 else torch.cat(own) for own in parts])
+
+
+def _rows_of_nonfinite(step: int, layers: Sequence[Layer], flat: Sequence[Tensor]) -> list[Row]:
     entry = computable(frozenset({"weight"}), "forward")[0]
     if not layers:
         return [Row(step, "", "model", -1, entry.name, 0.0)]
     # One transfer for all layers.
-    shares = torch.stack([entry.function(_flat(layer, parameters)) for layer in layers]).tolist()
+    shares = torch.stack([entry.function(own) for own in flat]).tolist()
     total = sum(layer.size for layer in layers)
     whole = sum(share * layer.size for share, layer in zip(shares, layers, strict=True)) / max(1, total)
     return [Row(step, "", "model", -1, entry.name, whole)] + [
@@ -115,53 +136,84 @@ def nonfinite_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, 
     ]
 
 
-def alone_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tensor]) -> list[Row]:
-    """Measure the weights of one checkpoint: their distribution, and singular values of every matrix.
-
-    Args:
-        step: of the checkpoint.
-        layers: where its parameters belong.
-        parameters: by name, all finite.
-
-    Returns:
-        Rows of the tier `weights` that need no other checkpoint.
-    """
-    seen, neighbours = _Collected(step, ""), neighbours_of(layers)
+def _rows_of(occasions: Sequence[Occasion], device: torch.device) -> list[list[Row]]:
+    """Measure checkpoints that look alike; arrays are [checkpoints, layers, size]."""
+    now, earlier = [one.now for one in occasions], list(zip(*(one.earlier for one in occasions), strict=True))
+    layers, starts = now[0].layers, [one.first for one in occasions if one.first is not None]
+    weights = _stacked([one.weights for one in now]).to(device)
+    before = [_stacked([one.weights for one in some]) for some in earlier]
+    first = _stacked([one.weights for one in (starts[:1] if len({*map(id, starts)}) == 1 else starts)])
+    moments = [
+        _stacked([one.moments for one in some if one.moments is not None])
+        for some in ([now, earlier[0]] if occasions[0].moved else [])
+    ]
+    seen = alone, changes, since_first = (
+        _Collected(now),
+        _Collected(now, earlier[0] if earlier else ()),
+        _Collected(now, starts),
+    )
+    neighbours = neighbours_of(layers)
     for group in alike(layers):
-        _see_alone(seen, group, _stacked(group, parameters), parameters, neighbours)
-    return seen.rows() + _spectrum_rows(step, layers, parameters)
+        own = group.of(weights)
+        for some in group.stretches(len(now)):
+            weight, here = _wide(own[:, some]), group.layers[some]
+            _see_alone(alone, group, some, own, neighbours)
+            if before:
+                start, *others = (_wide(group.of(flat)[:, some].to(device)) for flat in before)
+                offered = {"change": weight - start, "earlier": start}
+                if others:
+                    offered["change_before"] = start - others[0]
+                changes.add(here, offered)
+            if moments:
+                held = [at for at, layer in enumerate(here) if layer.path in occasions[0].moved]
+                moment, moment_before = (
+                    _wide(group.of(flat)[:, some].to(device)[:, held]) for flat in moments
+                )
+                changes.add([here[at] for at in held], {"moment": moment, "moment_before": moment_before})
+            if starts:
+                offered = {"weight": weight, "first": _wide(group.of(first)[:, some].to(device))}
+                since_first.add(here, offered, needing="first")
+    if before:
+        _see_increments(changes, now[0], weights, before[0])
+    model = computable(frozenset({"weight"}), "forward")[0].name
+    rows = [[Row(one.step, "", "model", -1, model, 0.0)] for one in now]
+    for found in (*(one.rows() for one in seen), _spectrum_rows(now, weights)):
+        for own_rows, more in zip(rows, found, strict=True):
+            own_rows.extend(more)
+    return rows
+
+
+def _stacked(flat: Sequence[Tensor]) -> Tensor:
+    """[checkpoints, parameters]; of one checkpoint no copy."""
+    if not flat:
+        return torch.zeros(0)
+    return flat[0].unsqueeze(0) if len(flat) == 1 else torch.stack(list(flat))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least 32 bits an entry: a mean of bfloat16 numbers would be one."""
+    return values if values.dtype.itemsize >= 4 else values.float()
+
+
+def _own(layers: Sequence[Layer], flat: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+    """Each layer, and its stretch of flat vectors, [..., size]."""
+    for group in alike(layers):
+        yield from zip(group.layers, group.of(flat).unbind(-2), strict=True)
 
 
 def _see_alone(
-    seen: _Collected,
-    group: Sequence[Layer],
-    weight: Tensor,
-    parameters: Mapping[str, Tensor],
-    neighbours: Mapping[str, Layer],
+    seen: _Collected, group: Alike, some: slice, all_of_them: Tensor, neighbours: Mapping[str, Layer]
 ) -> None:
-    """Distribution of the weights of some layers of one size, [layers, size]."""
-    seen.add(group, {"weight": weight, "sorted_weight": _ordered(weight)})
-    at = [place for place, layer in enumerate(group) if layer.path in neighbours]
-    if at:
-        own = [group[place] for place in at]
-        before = _stacked([neighbours[layer.path] for layer in own], parameters)
-        offered = {"weight": weight if len(at) == len(group) else weight[at], "neighbour": before}
-        seen.add(own, offered, needing="neighbour")
-
-
-def alike(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Group layers of one size, so that what is small is measured together.
-
-    Yields:
-        Layers, at most `TOGETHER` parameters of them unless it is one.
-    """
-    groups: dict[int, list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(layer.size, []).append(layer)
-    for size, group in groups.items():
-        most = max(1, TOGETHER // max(1, size))
-        for first in range(0, len(group), most):
-            yield group[first : first + most]
+    """Distribution of the weights of some layers of a group."""
+    layers, weight = group.layers[some], _wide(all_of_them[:, some])
+    centred = weight - weight.mean(dim=-1, keepdim=True)
+    seen.add(layers, {"weight": weight, "centred_weight": centred, "sorted_weight": _ordered(weight)})
+    places = {layer.path: at for at, layer in enumerate(group.layers)}
+    own = [at for at, layer in enumerate(layers) if layer.path in neighbours]
+    if own:
+        before = _wide(all_of_them[:, [places[neighbours[layers[at].path].path] for at in own]])
+        offered = {"weight": weight if len(own) == len(layers) else weight[:, own], "neighbour": before}
+        seen.add([layers[at] for at in own], offered, needing="neighbour")
 
 
 def neighbours_of(layers: Sequence[Layer]) -> dict[str, Layer]:
@@ -180,100 +232,63 @@ def neighbours_of(layers: Sequence[Layer]) -> dict[str, Layer]:
     return found
 
 
-def _spectrum_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tensor]) -> list[Row]:
+def _spectrum_rows(now: Sequence[Snapshot], weights: Tensor) -> list[list[Row]]:
     """Singular values of each layer's largest matrix."""
-    matrices = [(layer, matrices_of(layer, parameters)) for layer in layers]
-    largest = [(layer, max(found, key=torch.numel)) for layer, found in matrices if found]
+    rows: list[list[Row]] = [[] for _ in now]
+    found = [(layer, matrices_in(layer, own)) for layer, own in _own(now[0].layers, weights)]
+    largest = [(layer, max(matrices, key=torch.numel)) for layer, matrices in found if matrices]
+    # Of one layer all checkpoints, then of the next one.
+    spectra = matrix_spectra([one for _, matrices in largest for one in matrices.unbind(0)])
     entries = computable(frozenset({"spectrum"}), TIER)
-    rows: list[Row] = []
-    for (layer, _), spectrum in zip(largest, matrix_spectra([one for _, one in largest]), strict=True):
-        place = layer.path, layer.kind, layer.depth
+    for places, some in spectra:
+        of = [(at % len(now), largest[at // len(now)][0]) for at in places]
         for entry in entries:
-            found = entry.function(spectrum)
-            if found is None:
-                continue
-            sure = spectrum.whole or found.high - found.low <= _UNSURE * abs(found.value)
-            rows.append(Row(step, *place, entry.name, found.value, found.low, found.high, sure))
+            bound = entry.function(some)
+            sure = (bound.high - bound.low <= _UNSURE * np.abs(bound.value)) | some.whole
+            told = zip(*(one.tolist() for one in (bound.value, bound.low, bound.high, sure)), strict=True)
+            for (checkpoint, layer), (value, low, high, certified) in zip(of, told, strict=True):
+                if math.isfinite(value):
+                    place = now[checkpoint].step, layer.path, layer.kind, layer.depth
+                    rows[checkpoint].append(Row(*place, entry.name, value, low, high, certified))
     return rows
 
 
-def _see_changes(
-    seen: _Collected,
-    group: Sequence[Layer],
-    weight: Tensor,
-    now: Snapshot,
-    earlier: Sequence[Snapshot],
-    device: torch.device,
-) -> None:
-    """How the weights of some layers of one size, [layers, size], and their first moments moved."""
-    before = earlier[0]
-    start = _stacked(group, before.parameters, device)
-    offered = {"change": weight - start, "earlier": start}
-    if len(earlier) > 1:
-        offered["change_before"] = start - _stacked(group, earlier[1].parameters, device)
-    seen.add(group, offered)
-    held = [
-        layer
-        for layer in group
-        if all(part.parameter in one.moments for part in layer.parts for one in (now, before))
-    ]
-    if held:
-        moment, moment_before = (_stacked(held, one.moments, device) for one in (now, before))
-        seen.add(held, {"moment": moment, "moment_before": moment_before})
-
-
-def _see_increments(seen: _Collected, now: Snapshot, before: Snapshot, device: torch.device) -> None:
+def _see_increments(seen: _Collected, now: Snapshot, weights: Tensor, before: Tensor) -> None:
     """How the bilinear form of each head's scores moved."""
+    later = {layer.path: own for layer, own in _own(now.layers, weights)}
+    past = {layer.path: own for layer, own in _own(now.layers, before)}
     keys = {layer.path.rpartition(".")[0]: layer for layer in now.layers if layer.kind == "key"}
-    forms: dict[torch.Size, list[tuple[Layer, list[Tensor]]]] = {}
+    forms: dict[tuple[torch.Size, int], list[tuple[Layer, list[Tensor]]]] = {}
     for layer in now.layers:
         other = keys.get(layer.path.rpartition(".")[0])
         if layer.kind != "query" or other is None or layer.path not in now.heads:
             continue
         queries, groups = now.heads[layer.path]
-        own = [
-            _by_head(one, each.parameters, heads, device)
-            for each in (before, now)
+        found = [
+            by_head
+            for side in (past, later)
             for one, heads in ((layer, queries), (other, groups))
+            if (by_head := _by_head(one, side[one.path].to(weights.device), heads)) is not None
         ]
-        found = [one for one in own if one is not None]
-        if len(found) < len(own):
-            continue
-        query, key, later_query, later_key = found
-        key, later_key = (one.repeat_interleave(queries // groups, dim=0) for one in (key, later_key))
-        if query.shape == key.shape:
-            changes = [query, key, later_query - query, later_key - key]
-            forms.setdefault(query.shape, []).append((layer, changes))
-    for alike_forms in forms.values():
-        together = [torch.stack(each) for each in zip(*(found for _, found in alike_forms), strict=True)]
-        second, third = increment_spectra(*together)
-        seen.add([layer for layer, _ in alike_forms], {"second_order": second, "third_order": third})
+        if len(found) == 4 and found[0].shape[-2:] == found[1].shape[-2:]:
+            forms.setdefault((found[0].shape, queries // groups), []).append((layer, found))
+    for (_, shared), some in forms.items():
+        # [checkpoints, layers, heads, d_head, width]
+        query, key, later_query, later_key = (
+            torch.stack(each, dim=1).double() for each in zip(*(found for _, found in some), strict=True)
+        )
+        if shared > 1:
+            key, later_key = (one.repeat_interleave(shared, dim=2) for one in (key, later_key))
+        second, third = increment_spectra(query, key, later_query - query, later_key - key)
+        seen.add([layer for layer, _ in some], {"second_order": second, "third_order": third})
 
 
-def _by_head(
-    layer: Layer, parameters: Mapping[str, Tensor], heads: int, device: torch.device
-) -> Tensor | None:
-    """A projection as [heads, d_head, width], float64; None where it does not divide."""
-    matrices = matrices_of(layer, parameters)
-    if len(matrices) != 1 or matrices[0].shape[0] % heads:
+def _by_head(layer: Layer, own: Tensor, heads: int) -> Tensor | None:
+    """A projection as [checkpoints, heads, d_head, width]; None where it does not divide."""
+    matrices = matrices_in(layer, own)
+    if len(matrices) != 1 or matrices[0].shape[-2] % heads:
         return None
-    matrix = matrices[0].to(device, torch.float64)
-    return matrix.reshape(heads, -1, matrix.shape[1])
-
-
-def _flat(layer: Layer, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> Tensor:
-    parts = [part.gather(tensors[part.parameter].detach()) for part in layer.parts]
-    flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-    flat = flat if flat.dtype.itemsize >= 4 else flat.float()
-    return flat if device is None else flat.to(device)
-
-
-def _stacked(
-    layers: Sequence[Layer], tensors: Mapping[str, Tensor], device: torch.device | None = None
-) -> Tensor:
-    """[layers, size]."""
-    flat = [_flat(layer, tensors, device) for layer in layers]
-    return flat[0].unsqueeze(0) if len(flat) == 1 else torch.stack(flat)
+    return torch.unflatten(matrices[0], -2, (heads, -1))
 
 
 def _ordered(weight: Tensor) -> Tensor:
@@ -283,58 +298,38 @@ def _ordered(weight: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(weight.numpy(), axis=-1))
 
 
-def matrices_of(layer: Layer, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """Give a layer's weights that are matrices.
-
-    Returns:
-        One [rows, columns] a part that is no vector.
-    """
-    return [matrix for part in layer.parts if (matrix := matrix_of(part, parameters)) is not None]
-
-
-def matrix_of(part: Part, parameters: Mapping[str, Tensor]) -> Tensor | None:
-    """A part as a matrix, its outputs first where the part is a stretch of a fused projection; None for vectors."""
-    if len(part.shape) < 2 or min(part.shape[0], math.prod(part.shape[1:])) < 2:
-        return None
-    flat = part.gather(parameters[part.parameter].detach())
-    if part.index is None:
-        return flat.reshape(part.shape[0], -1)
-    width = part.shape[1]
-    start = int(part.index[0])
-    whole_rows = start % width == 0 and bool((part.index[:width] == torch.arange(start, start + width)).all())
-    return flat.reshape(-1, width) if whole_rows else flat.reshape(part.shape[0], -1).T
-
-
 class _Collected:
-    """Values of many layers, brought from the device in one transfer."""
+    """Values of many layers at several checkpoints, brought from the device in one transfer."""
 
-    def __init__(self, step: int, batch: str) -> None:
-        self._step, self._batch = step, batch
+    def __init__(self, now: Sequence[Snapshot], since: Sequence[Snapshot] = ()) -> None:
+        self._places = [
+            (one.step, f"since step {since[at].step}" if since else "") for at, one in enumerate(now)
+        ]
         self._seen: list[tuple[Sequence[Layer], Quantity, Tensor]] = []
 
     def add(self, layers: Sequence[Layer], offered: Mapping[str, Tensor], needing: str = "") -> None:
         """Evaluate every quantity of the tier whose inputs are offered for some layers, and that needs one of them."""
         for entry in computable(frozenset(offered), TIER):
-            if needing and needing not in entry.inputs:
-                continue
-            value = entry.function(**{name: offered[name] for name in entry.inputs})
-            self._seen.append((layers, entry, value.double()))
+            if layers and (not needing or needing in entry.inputs):
+                value = entry.function(*(offered[name] for name in entry.inputs))
+                self._seen.append((layers, entry, value))
 
-    def rows(self) -> list[Row]:
-        """Give a row a value, layer by layer; none where 0 was divided by 0, as for a layer that did not move."""
-        found: dict[int, list[Row]] = {}
+    def rows(self) -> list[list[Row]]:
+        """Give each checkpoint a row a value; none where 0 was divided by 0, as for a layer that did not move."""
+        rows: list[list[Row]] = [[] for _ in self._places]
         values = fetched([value for _, _, value in self._seen])
         for (layers, entry, _), value in zip(self._seen, values, strict=True):
-            for layer, own in zip(layers, value.tolist(), strict=True):
-                found.setdefault(layer.depth, []).extend(self._rows(layer, entry, own))
-        return [row for depth in sorted(found) for row in found[depth]]
-
-    def _rows(self, layer: Layer, entry: Quantity, value: float | list[float]) -> Iterator[Row]:
-        place = self._step, layer.path, layer.kind, layer.depth
-        if isinstance(value, float):
-            if math.isfinite(value):
-                yield Row(*place, entry.name, value, batch=self._batch)
-        elif all(map(math.isfinite, value)):
-            worst = max(value) if entry.worst_head == "max" else min(value)
-            yield Row(*place, entry.name, worst, batch=self._batch)
-            yield Row(*place, f"{entry.name}_head", float(value.index(worst)), batch=self._batch)
+            worst, heads = value, value
+            if by_head := value.ndim > 2:
+                worst, heads = value.max(dim=-1) if entry.worst_head == "max" else value.min(dim=-1)
+                # A head that is not finite leaves its layer without a value.
+                worst = worst.where(value.isfinite().all(dim=-1), math.nan)
+            told = zip(rows, self._places, worst.tolist(), heads.tolist(), strict=True)
+            for own_rows, (step, batch), at_layers, at_heads in told:
+                for layer, own, head in zip(layers, at_layers, at_heads, strict=True):
+                    if math.isfinite(own):
+                        place = step, layer.path, layer.kind, layer.depth
+                        own_rows.append(Row(*place, entry.name, own, batch=batch))
+                        if by_head:
+                            own_rows.append(Row(*place, f"{entry.name}_head", float(head), batch=batch))
+        return rows

@@ -7,7 +7,7 @@ model; where there is one, layers have its names, heads are known, and optimizer
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,16 @@ from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import Session, open_session, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import content_hash, read_shard, settings_key, shard_path, write_shard
-from hnf_offline.profile.weight_rows import TIER, Snapshot, snapshot_rows
+from hnf_offline.profile.snapshot import TOGETHER, Snapshot, snapshot_of_parameters
+from hnf_offline.profile.weight_rows import TIER, occasion, occasion_rows
 from hnf_offline.run.model.build import load_weights_into
 from hnf_offline.run.model.layers import Layer, kind_of
 from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.table import sort, table
 
 _HOST = torch.device("cpu")
+#: Checkpoints that are measured side by side at most: progress is told after them, and an interruption loses them.
+MOST_CHECKPOINTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +91,44 @@ def measure_weights(
                 held[at] = None
         return held[at]
 
-    cached = 0
-    for at, checkpoint in enumerate(checkpoints):
+    def before(at: int) -> tuple[list[Snapshot], Snapshot | None]:
+        earlier = [one for back in (1, 2) if at >= back and (one := snapshot(at - back)) is not None]
+        return earlier, snapshot(0) if at else None
+
+    cached, at = 0, 0
+    while at < len(checkpoints):
         began = time.perf_counter()
-        path = _weights_path(folder, checkpoint)
-        frame = read_shard(path, keys[at])
-        if frame is None:
-            now = snapshot(at)
-            if now is not None:
-                device = _HOST if session is None else session.device
-                earlier = [one for back in (1, 2) if at >= back and (one := snapshot(at - back)) is not None]
-                first = snapshot(0) if at else None
-                frame = write_shard(path, snapshot_rows(now, earlier, first, device), keys[at])
-        else:
-            cached += 1
-        if frame is not None:
-            frames.append(frame)
-        for gone in [one for one in held if one and one < at - 1]:
+        some = range(at, min(len(checkpoints), at + checkpoints_together(held.values())))
+        found = {one: read_shard(_weights_path(folder, checkpoints[one]), keys[one]) for one in some}
+        cached += sum(frame is not None for frame in found.values())
+        missing = {one: now for one, frame in found.items() if frame is None and (now := snapshot(one))}
+        device = _HOST if session is None else session.device
+        rows = occasion_rows([occasion(now, *before(one)) for one, now in missing.items()], device)
+        for one, own_rows in zip(missing, rows, strict=True):
+            found[one] = write_shard(_weights_path(folder, checkpoints[one]), own_rows, keys[one])
+        frames += [frame for frame in found.values() if frame is not None]
+        at = some.stop
+        for gone in [one for one in held if 0 < one < at - 2]:
             del held[gone]
         if on_progress is not None:
             seconds = time.perf_counter() - began
-            on_progress(Progress(checkpoint.step, at + 1, len(checkpoints), cached, seconds, work=TIER))
+            step = checkpoints[at - 1].step
+            on_progress(Progress(step, at, len(checkpoints), cached, seconds, work=TIER))
     parameters = None if session is None else sum(layer.size for layer in session.layers)
     return Weights(sort(pl.concat([table(), *frames])), tuple(skipped.values()), parameters)
+
+
+def checkpoints_together(known: Iterable[Snapshot | None]) -> int:
+    """Say how many checkpoints are measured side by side: of a small model some, where single ones are overhead.
+
+    Args:
+        known: some of them, None where one could not be read.
+
+    Returns:
+        1 while none is known.
+    """
+    sizes = [one.weights.numel() for one in known if one is not None]
+    return min(MOST_CHECKPOINTS, max(1, TOGETHER // max(1, *sizes))) if sizes else 1
 
 
 def _weights_path(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -144,15 +162,12 @@ def snapshot_of(run: Run, session: Session | None, checkpoint: Checkpoint) -> Sn
     else:
         load_weights_into(session.module, loaded.weights)
         layers = session.layers
-        parameters = {
-            name: value.detach().to(_HOST, copy=True) for name, value in session.module.named_parameters()
-        }
+        parameters = {name: value.detach().to(_HOST) for name, value in session.module.named_parameters()}
         state, _ = optimizer_of(session, run, checkpoint, loaded.optimizer)
         if state is not None and state.saved:
             moments = moments_of(state, parameters)
         heads = heads_of(session.module, layers)
-    finite = all(bool(value.isfinite().all()) for value in parameters.values())
-    return Snapshot(checkpoint.step, layers, parameters, moments, heads, finite)
+    return snapshot_of_parameters(checkpoint.step, layers, parameters, moments, heads)
 
 
 def _named(weights: Mapping[str, Tensor]) -> tuple[Layer, ...]:

@@ -2,7 +2,7 @@
 
 A head's scores are x' Q' K x with Q = W_q, K = W_k of the head, [d_head, width]. From one checkpoint to the next the
 form changes by dQ'K + Q'dK (d2 in the source) and by dQ'dK (d3). `second_order` and `third_order` hold the
-singular values of these forms, [heads, rank], computed from cores no larger than 2 d_head. Q and K are those of the
+singular values of these forms, [heads, rank], computed from matrices no larger than 2 d_head. Q and K are those of the
 earlier checkpoint, so that d2 + d3 is the whole change.
 """
 
@@ -28,8 +28,9 @@ def increment_spectra(
 ) -> tuple[Tensor, Tensor]:
     """Compute singular values of dQ'K + Q'dK and of dQ'dK for every head.
 
-    With A = [dQ; Q] and B = [K; dK] the first form is A'B; with A' = Q_a R_a and B' = Q_b R_b its singular values are
-    those of R_a R_b', which has 2 d_head rows.
+    With A = [s dQ; Q] and B = [K / s; dK] the first form is A'B, whatever s is; the one taken here makes the product of
+    the norms least. The squares of the singular values of A'B are the eigenvalues of L' (BB') L with AA' = LL', a
+    matrix of 2 d_head rows.
 
     Args:
         query: [..., heads, d_head, width], float64, at the earlier checkpoint.
@@ -38,19 +39,37 @@ def increment_spectra(
         key_change: [..., heads, d_head, width].
 
     Returns:
-        [..., heads, min(2 d_head, width)] and [..., heads, min(d_head, width)], descending.
+        [..., heads, min(2 d_head, width)] and [..., heads, min(d_head, width)], descending; 0 where they are below what
+        the arithmetic resolves, about 1e-7 ||A||_F ||B||_F.
 
     Source: Huang et al. 2026 (arXiv 2606.28116).
     """
     import torch
 
-    def of_product(left: Tensor, right: Tensor) -> Tensor:
-        cores = torch.linalg.qr(left.mT).R @ torch.linalg.qr(right.mT).R.mT
-        singular_values: Tensor = torch.linalg.svdvals(cores)
-        return singular_values
+    query_norm, key_norm, query_moved, key_moved = (
+        torch.linalg.matrix_norm(one, keepdim=True) for one in (query, key, query_change, key_change)
+    )
+    rest = torch.finfo(query.dtype).eps * query_norm * key_norm
+    scale = (query_norm * key_norm / (query_moved * key_moved).maximum(rest)).sqrt()
+    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+    left = torch.cat([scale * query_change, query], dim=-2)
+    right = torch.cat([key / scale, key_change], dim=-2)
+    return _of_product(left, right), _of_product(query_change, key_change)
 
-    second = of_product(torch.cat([query_change, query], dim=-2), torch.cat([key, key_change], dim=-2))
-    return second, of_product(query_change, key_change)
+
+def _of_product(left: Tensor, right: Tensor) -> Tensor:
+    """Singular values of A'B, of A and B [..., rows, width]; in descending order."""
+    import torch
+
+    rows, width = left.shape[-2:]
+    left_gram, right_gram = left @ left.mT, right @ right.mT
+    size, other = (gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) for gram in (left_gram, right_gram))
+    rounding = rows * torch.finfo(left.dtype).eps
+    # So much more on the diagonal is within rounding, and makes dependent rows factorise as well.
+    more = rounding * size + torch.finfo(left.dtype).tiny
+    factor = torch.linalg.cholesky_ex(left_gram + torch.diag_embed(more.expand(*size.shape[:-1], rows))).L
+    squares = torch.linalg.eigvalsh(factor.mT @ right_gram @ factor).flip(-1)[..., :width]
+    return torch.where(squares > 4 * rounding * size * other, squares, 0.0).sqrt()
 
 
 def _norm(singular_values: Tensor) -> Tensor:

@@ -20,7 +20,10 @@ _LAYERS = "every layer; not at the first checkpoint"
 
 
 def _norm(vector: Tensor) -> Tensor:
-    return vector.square().sum(dim=-1).sqrt()
+    import torch
+
+    norm: Tensor = torch.linalg.vector_norm(vector, dim=-1)
+    return norm
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:

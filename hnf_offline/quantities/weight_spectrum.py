@@ -1,13 +1,12 @@
 """Singular values of weight matrices.
 
-`spectrum` is a `MatrixSpectrum`: the leading singular values and what the rest of them add up to. Each quantity
-returns a value with the interval that it lies in: where all singular values are there, the interval is that of
-rounding; where only the leading ones are, it is what the remaining Frobenius norm allows.
+`spectrum` is a `MatrixSpectra`: of one matrix, or of several at once, the leading singular values and what the rest of
+them add up to. Each quantity returns a value a matrix with the interval that it lies in: where all singular values are
+there, that of rounding; where only the leading ones are, what the remaining Frobenius norm allows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,53 +26,57 @@ _LAYERS = "every weight matrix"
 EXACT_DIMENSION = 1024
 #: Singular values of larger matrices, and the vectors that the sketch has beyond them.
 LEADING, OVERSAMPLING, POWER_STEPS = 64, 16, 3
-#: Entries of the Gram matrices that are held before they are solved.
-_GRAM_ENTRIES = 1 << 22
+#: Entries of matrices of one size that are held in float64 before they are solved.
+_HELD_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A value and the interval that it lies in.
+    """Values and the intervals that they lie in; NaN for a matrix that has no such value.
 
     Attributes:
-        value: the value; the lower end where only that is known.
-        low: lower end.
-        high: upper end, infinite where nothing bounds it.
+        value: [...], the value; the lower end where only that is known.
+        low: [...], lower end.
+        high: [...], upper end, infinite where nothing bounds it.
     """
 
-    value: float
-    low: float
-    high: float
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixSpectrum:
-    """Singular values of a matrix.
+class MatrixSpectra:
+    """Singular values of a matrix, or of several matrices with equally many of them.
 
     Attributes:
-        values: in descending order; all of them, or the leading ones, then each a lower bound.
-        squared_norm: ||W||_F^2, of all entries.
+        values: [..., known], in descending order; all of them, or the leading ones, then each a lower bound.
+        squared_norm: [...], ||W||_F^2, of all entries.
         dimension: min(rows, columns): how many singular values there are.
-        error: absolute error of `values`' squares: rounding of the Gram matrix, or what the sketch may have missed.
+        error: [...], absolute error of `values`' squares: rounding of the Gram matrix, or what the sketch may have
+            missed.
     """
 
-    values: tuple[float, ...]
-    squared_norm: float
+    values: NDArray[np.float64]
+    squared_norm: NDArray[np.float64]
     dimension: int
-    error: float
+    error: NDArray[np.float64]
 
     @property
     def whole(self) -> bool:
         """Whether all singular values are there."""
-        return len(self.values) == self.dimension
+        return bool(self.values.shape[-1] == self.dimension)
 
     @property
-    def rest(self) -> float:
-        """Sum of the squares of the singular values that are not there."""
-        return 0.0 if self.whole else max(0.0, self.squared_norm - sum(one * one for one in self.values))
+    def rest(self) -> NDArray[np.float64]:
+        """Sum of the squares of the singular values that are not there, [...]."""
+        if self.whole:
+            return np.zeros_like(self.squared_norm)
+        rest: NDArray[np.float64] = self.squared_norm - np.square(self.values).sum(axis=-1)
+        return np.maximum(0.0, rest)
 
 
-def matrix_spectrum(matrix: Tensor, seed: int = 0) -> MatrixSpectrum:
+def matrix_spectrum(matrix: Tensor, seed: int = 0) -> MatrixSpectra:
     """Compute the singular values of one matrix, as `matrix_spectra` does.
 
     Args:
@@ -81,12 +84,13 @@ def matrix_spectrum(matrix: Tensor, seed: int = 0) -> MatrixSpectrum:
         seed: of the sketch.
 
     Returns:
-        The spectrum.
+        The spectrum, `values` of shape [known].
     """
-    return matrix_spectra([matrix], seed)[0]
+    ((_, found),) = matrix_spectra([matrix], seed)
+    return MatrixSpectra(found.values[0], found.squared_norm[0], found.dimension, found.error[0])
 
 
-def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[MatrixSpectrum]:
+def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[tuple[list[int], MatrixSpectra]]:
     """Compute singular values: all from the Gram matrix in float64, or of a large matrix the leading ones.
 
     A square of a singular value is off by about eps ||W||_2^2 min(m, n) at most, so singular values below
@@ -98,63 +102,89 @@ def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[MatrixSpec
         seed: of the sketch.
 
     Returns:
-        The spectra, in order.
+        Places in `matrices`, and the spectra of the matrices there, `values` of shape [places, known].
 
     Source: Golub & Van Loan 2013, section 8.6; Halko, Martinsson & Tropp 2011 (arXiv 0909.4061), algorithm 4.4.
     """
     import torch
 
-    grams: dict[int, list[tuple[int, Tensor]]] = {}
-    norms: dict[int, Tensor] = {}
-    found: dict[int, MatrixSpectrum] = {}
-
-    def solve(dimension: int) -> None:
-        waiting = grams.pop(dimension, [])
-        if waiting:
-            squares = torch.linalg.eigvalsh(torch.stack([gram for _, gram in waiting])).flip(-1).clamp_min(0)
-            squares = squares[:, :LEADING] if dimension > EXACT_DIMENSION else squares
-            told = torch.cat([torch.stack([norms[at] for at, _ in waiting]).unsqueeze(1), squares], dim=1)
-            for (at, _), (norm, *values) in zip(waiting, told.tolist(), strict=True):
-                size = min(matrices[at].shape)
-                rounding = torch.finfo(torch.float64).eps * size * (values[0] if values else 0.0)
-                found[at] = MatrixSpectrum(tuple(map(math.sqrt, values)), norm, size, rounding)
-
+    shapes: dict[tuple[int, int], list[int]] = {}
     for at, matrix in enumerate(matrices):
-        wide = matrix.double()
-        wide = wide.T if wide.shape[0] < wide.shape[1] else wide
-        if wide.shape[1] > EXACT_DIMENSION:
-            norms[at] = wide.square().sum()
-            wide = _sketched(wide, seed)
-        gram = wide.T @ wide
-        norms.setdefault(at, gram.diagonal().sum())
-        size = min(matrix.shape)
-        grams.setdefault(size, []).append((at, gram))
-        if len(grams[size]) * gram.numel() >= _GRAM_ENTRIES:
-            solve(size)
-    for size in list(grams):
-        solve(size)
-    return [found[at] for at in range(len(matrices))]
+        shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(at)
+    # Dimension -> places, Gram matrices and squared norms that wait to be solved.
+    waiting: dict[int, list[tuple[list[int], Tensor, Tensor]]] = {}
+    found: list[tuple[list[int], MatrixSpectra]] = []
+    for (dimension, length), places in shapes.items():
+        together = max(1, _HELD_ENTRIES // max(1, dimension * length))
+        for first in range(0, len(places), together):
+            some = places[first : first + together]
+            tall = [matrices[at] if matrices[at].shape[0] == length else matrices[at].mT for at in some]
+            held = torch.stack(tall) if len(tall) > 1 else tall[0].unsqueeze(0)
+            waiting.setdefault(dimension, []).append((some, *_gram(held.double(), seed)))
+            if sum(gram.numel() for _, gram, _ in waiting[dimension]) >= _HELD_ENTRIES:
+                found.append(_solved(dimension, waiting.pop(dimension)))
+    return found + [_solved(dimension, some) for dimension, some in waiting.items()]
 
 
-def _sketched(wide: Tensor, seed: int) -> Tensor:
-    """W'Q of a large matrix W, Q an orthonormal basis of what its leading directions span."""
+def _gram(tall: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """W'W of [matrices, rows, columns] with at least as many rows, and ||W||_F^2; of a sketch of large ones."""
+    if tall.shape[-1] > EXACT_DIMENSION:
+        squared_norm = tall.square().sum(dim=(-2, -1))
+        sketch = _sketched(tall, seed)
+        return sketch.mT @ sketch, squared_norm
+    gram = tall.mT @ tall
+    return gram, gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+
+
+def _solved(
+    dimension: int, some: Sequence[tuple[list[int], Tensor, Tensor]]
+) -> tuple[list[int], MatrixSpectra]:
+    import torch
+
+    squares = torch.linalg.eigvalsh(torch.cat([gram for _, gram, _ in some])).flip(-1).clamp_min(0)
+    squares = squares[:, :LEADING] if dimension > EXACT_DIMENSION else squares
+    norms = torch.cat([norm for _, _, norm in some]).unsqueeze(1)
+    # One transfer from the device.
+    told = torch.cat([norms, squares], dim=1).cpu().numpy()
+    error = float(np.finfo(np.float64).eps) * dimension * told[:, 1]
+    places = [at for found, _, _ in some for at in found]
+    return places, MatrixSpectra(np.sqrt(told[:, 1:]), told[:, 0], dimension, error)
+
+
+def _sketched(tall: Tensor, seed: int) -> Tensor:
+    """W'Q of large matrices W, Q an orthonormal basis of what the leading directions of W span."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(wide.shape[1], LEADING + OVERSAMPLING, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(wide @ start.to(wide.device)).Q
+    start = torch.randn(tall.shape[-1], LEADING + OVERSAMPLING, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(tall @ start.to(tall.device)).Q
     for _ in range(POWER_STEPS):
-        basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
-    sketch: Tensor = wide.T @ basis  # Q'W: its singular values are at most those of W
+        basis = torch.linalg.qr(tall @ torch.linalg.qr(tall.mT @ basis).Q).Q
+    sketch: Tensor = tall.mT @ basis  # Q'W: its singular values are at most those of W
     return sketch
 
 
-def _root(square: float) -> float:
-    return math.sqrt(max(0.0, square))
+def _root(square: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.maximum(0.0, square))
 
 
-def _around(value: float, error: float) -> Bounded:
+def _around(value: NDArray[np.float64], error: NDArray[np.float64]) -> Bounded:
     return Bounded(value, value - error, value + error)
+
+
+def _only_where(defined: NDArray[np.bool_], found: Bounded) -> Bounded:
+    """NaN for the matrices that have no such value."""
+    return Bounded(*(np.where(defined, one, np.nan) for one in (found.value, found.low, found.high)))
+
+
+def _undefined(spectrum: MatrixSpectra) -> Bounded:
+    """NaN for every matrix."""
+    return Bounded(*(np.full_like(spectrum.squared_norm, np.nan) for _ in range(3)))
+
+
+def _of_square(value: NDArray[np.float64], error: NDArray[np.float64]) -> Bounded:
+    """A singular value whose square is off by `error`."""
+    return Bounded(value, _root(value**2 - error), np.sqrt(value**2 + error))
 
 
 @quantity(
@@ -167,13 +197,13 @@ def _around(value: float, error: float) -> Bounded:
     reading="The most that the layer stretches anything; growth over steps drives attention logits and outputs.",
     cannot="Whether any input has that direction: see the layer map's sigma_max at tier full.",
 )
-def sigma_max(spectrum: MatrixSpectrum) -> Bounded:
+def sigma_max(spectrum: MatrixSpectra) -> Bounded:
     """Spectral norm of the matrix."""
-    top = spectrum.values[0]
+    top = spectrum.values[..., 0]
     if spectrum.whole:
-        return Bounded(top, _root(top * top - spectrum.error), math.sqrt(top * top + spectrum.error))
+        return _of_square(top, spectrum.error)
     # What lies outside the sketch has at most the norm of the rest.
-    return Bounded(top, top, math.sqrt(top * top + spectrum.rest))
+    return Bounded(top, top, np.sqrt(top**2 + spectrum.rest))
 
 
 @quantity(
@@ -186,12 +216,11 @@ def sigma_max(spectrum: MatrixSpectrum) -> Bounded:
     reading="The level of the bulk; sigma_max / sigma_median says how far the top stands out.",
     cannot="Hides both ends.",
 )
-def sigma_median(spectrum: MatrixSpectrum) -> Bounded | None:
-    """Median singular value; None where only the leading ones are known."""
+def sigma_median(spectrum: MatrixSpectra) -> Bounded:
+    """Median singular value; NaN where only the leading ones are known."""
     if not spectrum.whole:
-        return None
-    middle = spectrum.values[len(spectrum.values) // 2]
-    return Bounded(middle, _root(middle**2 - spectrum.error), math.sqrt(middle**2 + spectrum.error))
+        return _undefined(spectrum)
+    return _of_square(spectrum.values[..., spectrum.dimension // 2], spectrum.error)
 
 
 @quantity(
@@ -204,12 +233,11 @@ def sigma_median(spectrum: MatrixSpectrum) -> Bounded | None:
     reading="Its interval reaches 0 where it is below what the arithmetic resolves (1e-7 of sigma_max).",
     cannot="Random square matrices have one near 0 by themselves.",
 )
-def sigma_min(spectrum: MatrixSpectrum) -> Bounded | None:
-    """Smallest singular value; None where only the leading ones are known."""
+def sigma_min(spectrum: MatrixSpectra) -> Bounded:
+    """Smallest singular value; NaN where only the leading ones are known."""
     if not spectrum.whole:
-        return None
-    last = spectrum.values[-1]
-    return Bounded(last, _root(last**2 - spectrum.error), math.sqrt(last**2 + spectrum.error))
+        return _undefined(spectrum)
+    return _of_square(spectrum.values[..., -1], spectrum.error)
 
 
 @quantity(
@@ -223,19 +251,17 @@ def sigma_min(spectrum: MatrixSpectrum) -> Bounded | None:
     "own past.",
     cannot="A square random matrix of width n has about n; only inputs along the smallest directions feel it.",
 )
-def condition(spectrum: MatrixSpectrum) -> Bounded | None:
-    """Condition number of the matrix; None for a matrix of zeros."""
-    top, last = spectrum.values[0], spectrum.values[-1]
-    if not top > 0:
-        return None
+def condition(spectrum: MatrixSpectra) -> Bounded:
+    """Condition number of the matrix; NaN for a matrix of zeros."""
+    top, last = spectrum.values[..., 0], spectrum.values[..., -1]
+    smallest, highest = _root(last**2 - spectrum.error), np.sqrt(top**2 + spectrum.error)
     # What rounding could have made of the smallest one: at most this, so the condition is at least that.
-    low = _root(top**2 - spectrum.error) / math.sqrt(last**2 + spectrum.error)
-    if not spectrum.whole:
-        return Bounded(top / last if last > 0 else low, low, math.inf)
-    smallest = _root(last**2 - spectrum.error)
-    if not smallest > 0:
-        return Bounded(low, low, math.inf)
-    return Bounded(top / last, low, math.sqrt(top**2 + spectrum.error) / smallest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low = _root(top**2 - spectrum.error) / np.sqrt(last**2 + spectrum.error)
+        known = last > 0 if not spectrum.whole else smallest > 0
+        high = highest / smallest if spectrum.whole else np.full_like(low, np.inf)
+        value = np.where(known, top / last, low)
+    return _only_where(top > 0, Bounded(value, low, np.where(known, high, np.inf)))
 
 
 @quantity(
@@ -248,13 +274,12 @@ def condition(spectrum: MatrixSpectrum) -> Bounded | None:
     reading="1: one direction does everything; a fall over steps is rank collapse.",
     cannot="Looks at the top direction against all: a spectrum can lose its lower half unseen.",
 )
-def stable_rank(spectrum: MatrixSpectrum) -> Bounded | None:
-    """Squared Frobenius norm over squared spectral norm; None for a matrix of zeros."""
+def stable_rank(spectrum: MatrixSpectra) -> Bounded:
+    """Squared Frobenius norm over squared spectral norm; NaN for a matrix of zeros."""
     top = sigma_max(spectrum)
-    if not top.low > 0:
-        return None
-    low, value, high = (spectrum.squared_norm / (one * one) for one in (top.high, top.value, top.low))
-    return Bounded(value, low, high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, value, high = (spectrum.squared_norm / one**2 for one in (top.high, top.value, top.low))
+    return _only_where(top.low > 0, Bounded(value, low, high))
 
 
 @quantity(
@@ -267,19 +292,21 @@ def stable_rank(spectrum: MatrixSpectrum) -> Bounded | None:
     reading="How many directions the spectrum is spread over; min(rows, columns) for an orthogonal matrix.",
     cannot="Falls when anything stands out, not only when directions are lost.",
 )
-def effective_rank(spectrum: MatrixSpectrum) -> Bounded | None:
-    """Exponential of the entropy of the normalised singular values; None where only the leading ones are known."""
-    values = np.array(spectrum.values)
-    total = float(values.sum())
-    if not spectrum.whole or not total > 0:
-        return None
-    shares = values[values > 0] / total
-    entropy = -float(shares @ np.log(shares))
-    # Singular values below sqrt(error) are rounding: at most they add (or take) their own entropy.
-    doubtful = int(np.count_nonzero(values * values < spectrum.error))
-    share = math.sqrt(spectrum.error) / total
-    doubt = doubtful * share * (1 - math.log(share)) if doubtful else 0.0
-    return Bounded(math.exp(entropy), math.exp(entropy - doubt), math.exp(entropy + doubt))
+def effective_rank(spectrum: MatrixSpectra) -> Bounded:
+    """Exponential of the entropy of the normalised singular values; NaN where only the leading ones are known."""
+    values = spectrum.values
+    total = values.sum(axis=-1)
+    if not spectrum.whole:
+        return _undefined(spectrum)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = values / total[..., None]
+        entropy = -(shares * np.log(np.where(values > 0, shares, 1.0))).sum(axis=-1)
+        # Singular values below sqrt(error) are rounding: at most they add (or take) their own entropy.
+        doubtful = np.count_nonzero(values**2 < spectrum.error[..., None], axis=-1)
+        share = np.sqrt(spectrum.error) / total
+        doubt = np.where(doubtful > 0, doubtful * share * (1 - np.log(share)), 0.0)
+    found = Bounded(np.exp(entropy), np.exp(entropy - doubt), np.exp(entropy + doubt))
+    return _only_where(total > 0, found)
 
 
 @quantity(
@@ -292,22 +319,25 @@ def effective_rank(spectrum: MatrixSpectrum) -> Bounded | None:
     reading="Falls against the Frobenius norm when the matrix loses rank.",
     cannot="Grows with the scale of the weights as well as with their rank.",
 )
-def nuclear_norm(spectrum: MatrixSpectrum) -> Bounded:
+def nuclear_norm(spectrum: MatrixSpectra) -> Bounded:
     """Sum of the singular values."""
-    values = np.array(spectrum.values)
-    total = float(values.sum())
+    total = spectrum.values.sum(axis=-1)
     if spectrum.whole:
         # sqrt(s^2 + e) - s is at most the smaller of sqrt(e) and e / s.
-        root = math.sqrt(spectrum.error)
-        return _around(total, float((spectrum.error / np.maximum(values, root)).sum()) if root else 0.0)
+        root = np.sqrt(spectrum.error)[..., None]
+        least = np.maximum(spectrum.values, root)
+        each = np.divide(spectrum.error[..., None], least, out=np.zeros_like(least), where=least > 0)
+        return _around(total, each.sum(axis=-1))
     # s_i <= r_i + sqrt(e_i) with the missing squares e_i, which sum to the rest; most where they are equal.
-    return Bounded(total, total, total + math.sqrt(spectrum.rest * spectrum.dimension))
+    return Bounded(total, total, total + np.sqrt(spectrum.rest * spectrum.dimension))
 
 
 #: Fewer eigenvalues in the tail say nothing of a power law.
 FEWEST_IN_TAIL = 10
 #: Lengths of the tail that are tried, from the fewest to all, evenly in their logarithm.
 MOST_TAILS = 100
+#: Numbers that the comparison of several spectra with their tails may hold at once.
+_COMPARED_TOGETHER = 1 << 16
 
 
 @lru_cache(maxsize=64)
@@ -331,25 +361,38 @@ def _tails(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     cannot="Any spectrum gets a number, power law or not; with tens of eigenvalues the choice of k adds error "
     "of its own.",
 )
-def tail_exponent(spectrum: MatrixSpectrum) -> Bounded | None:
-    """Exponent of a power law fitted to the largest eigenvalues of W'W; None where there are too few."""
-    squares = np.square(np.array(spectrum.values))
-    squares = squares[squares > spectrum.error]
-    if not spectrum.whole or squares.size < 2 * FEWEST_IN_TAIL:
-        return None
-    logs = np.log(squares)
-    sizes, tried = _tails(logs.size)
-    spread = np.cumsum(logs) - sizes * logs
-    tried = tried[spread[tried] > 0]
-    if not tried.size:
-        return None  # all equal: no tail at all
-    alphas = 1 + sizes[tried] / spread[tried]
-    # Of the k largest, i lie above the (i+1)-th; the power law says how many should.
-    exponents = (1 - alphas)[:, None] * (logs - logs[tried][:, None])
-    step = 1 / sizes[tried][:, None]
-    apart = np.exp(np.minimum(exponents, 0.0)) - sizes * step
-    outside = sizes > sizes[tried][:, None]
-    distances = np.where(outside, 0.0, np.maximum(np.abs(apart), np.abs(apart + step))).max(axis=1)
-    best = int(np.argmin(distances))
-    alpha = float(alphas[best])
-    return _around(alpha, 1.96 * (alpha - 1) / math.sqrt(sizes[tried[best]]))
+def tail_exponent(spectrum: MatrixSpectra) -> Bounded:
+    """Exponent of a power law fitted to the largest eigenvalues of W'W; NaN where there are too few."""
+    if not spectrum.whole:
+        return _undefined(spectrum)
+    squares = np.square(spectrum.values)
+    sure = np.count_nonzero(squares > spectrum.error[..., None], axis=-1)
+    alpha, error = (np.full(sure.shape, np.nan) for _ in range(2))
+    for size in np.unique(sure):
+        if size >= 2 * FEWEST_IN_TAIL:
+            alike = sure == size
+            alpha[alike], error[alike] = _fitted_tails(np.log(squares[alike][:, :size]))
+    return _around(alpha, error)
+
+
+def _fitted_tails(logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Exponents of [matrices, eigenvalues], in descending order, and half the width of their intervals."""
+    sizes, tried = _tails(logs.shape[1])
+    together = max(1, _COMPARED_TOGETHER // (sizes.size * tried.size))
+    if len(logs) > together:
+        some = [_fitted_tails(logs[first : first + together]) for first in range(0, len(logs), together)]
+        return np.concatenate([one for one, _ in some]), np.concatenate([error for _, error in some])
+    spread = (np.cumsum(logs, axis=-1) - sizes * logs)[:, tried]
+    # Where all are equal there is no tail at all.
+    lengths = sizes[tried]
+    alphas = 1 + lengths / np.where(spread > 0, spread, np.nan)
+    # Of the k largest, i lie above the (i+1)-th; the power law says how many should. (Half the digits are enough to
+    # tell which k is best.)
+    exponents = (1 - alphas)[..., None] * (logs[:, None, :] - logs[:, tried][..., None])
+    step = 1 / lengths[:, None]
+    apart = np.exp(np.minimum(exponents, 0.0, dtype=np.float32)) - (sizes * step).astype(np.float32)
+    apart = np.maximum(np.abs(apart), np.abs(apart + step.astype(np.float32)))
+    distances = apart.max(axis=-1, initial=0.0, where=sizes <= lengths[:, None])
+    best = np.argmin(np.where(np.isnan(alphas), np.inf, distances), axis=-1)
+    alpha = np.take_along_axis(alphas, best[:, None], axis=-1)[:, 0]
+    return alpha, 1.96 * (alpha - 1) / np.sqrt(lengths[best])

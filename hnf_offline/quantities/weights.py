@@ -1,7 +1,8 @@
 """The weights themselves, one checkpoint at a time.
 
-`weight` is one layer's parameters, flattened, or those of several layers of one size, [layers, size]; `sorted_weight`
-the same in ascending order; `neighbour` those of the layer of the same kind and shape in the block before.
+`weight` is one layer's parameters, flattened, or those of several layers of one size, [layers, size]; `centred_weight`
+the same less their mean, `sorted_weight` in ascending order; `neighbour` those of the layer of the same kind and shape
+in the block before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ _LAYERS = "every layer"
 
 
 def _norm(vector: Tensor) -> Tensor:
-    return vector.square().sum(dim=-1).sqrt()
+    import torch
+
+    norm: Tensor = torch.linalg.vector_norm(vector, dim=-1)
+    return norm
 
 
 @quantity(
@@ -70,13 +74,13 @@ def weight_mean(weight: Tensor) -> Tensor:
     "and its past.",
     cannot="Says nothing of directions: see the singular values.",
 )
-def weight_deviation(weight: Tensor) -> Tensor:
+def weight_deviation(centred_weight: Tensor) -> Tensor:
     """Standard deviation of the parameters.
 
     Returns:
         A scalar a layer.
     """
-    return (weight - weight.mean(dim=-1, keepdim=True)).square().mean(dim=-1).sqrt()
+    return centred_weight.square().mean(dim=-1).sqrt()
 
 
 @quantity(
@@ -89,13 +93,13 @@ def weight_deviation(weight: Tensor) -> Tensor:
     reading="0 for a normal distribution; a rise means that few parameters grow while most do not.",
     cannot="A single parameter can make all of it.",
 )
-def weight_excess_kurtosis(weight: Tensor) -> Tensor:
+def weight_excess_kurtosis(centred_weight: Tensor) -> Tensor:
     """Excess kurtosis of the parameters.
 
     Returns:
         A scalar a layer, NaN where all parameters are equal.
     """
-    squares = (weight - weight.mean(dim=-1, keepdim=True)).square()
+    squares = centred_weight.square()
     return squares.square().mean(dim=-1) / squares.mean(dim=-1).square() - 3
 
 
@@ -216,7 +220,7 @@ def weight_largest(sorted_weight: Tensor) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return sorted_weight[..., [0, -1]].abs().amax(dim=-1)
+    return sorted_weight[..., -1].maximum(-sorted_weight[..., 0])
 
 
 @quantity(
@@ -235,4 +239,4 @@ def distance_to_neighbour(weight: Tensor, neighbour: Tensor) -> Tensor:
     Returns:
         A scalar a layer between 0 and sqrt(2).
     """
-    return _norm(weight - neighbour) / (_norm(weight).square() + _norm(neighbour).square()).sqrt()
+    return _norm(weight - neighbour) / _norm(weight).hypot(_norm(neighbour))

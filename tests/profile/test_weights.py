@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hnf_offline.linalg.hessian import Part
-from hnf_offline.profile import weight_rows
+from hnf_offline.profile import snapshot
+from hnf_offline.profile import weights as profile_weights
 from hnf_offline.profile.settings import ProfileSettings
-from hnf_offline.profile.weight_rows import alone_rows, neighbours_of
+from hnf_offline.profile.snapshot import snapshot_of_parameters
+from hnf_offline.profile.weight_rows import alone_rows, neighbours_of, occasion, occasion_rows
 from hnf_offline.profile.weights import heads_of, measure_weights
 from hnf_offline.quantities import catalogue
 from hnf_offline.run import open_run
@@ -157,7 +159,8 @@ def test_neighbours_are_of_one_kind_and_heads_come_from_the_module() -> None:
 def test_quantiles_of_layers_are_those_of_sorted_weights(size: int) -> None:
     weight = torch.randn(size, generator=torch.Generator().manual_seed(size))
     layer = (Layer("norm", "norm", 0, (Part("norm.weight", (size,)),)),)
-    rows = {row.quantity: row.value for row in alone_rows(3, layer, {"norm.weight": weight})}
+    found = alone_rows(snapshot_of_parameters(3, layer, {"norm.weight": weight}))
+    rows = {row.quantity: row.value for row in found}
     for share in (1, 25, 50, 75, 99):
         exact = np.quantile(weight.numpy(), share / 100, method="inverted_cdf")
         assert rows[f"weight.quantile_{share:02d}"] == pytest.approx(float(exact))
@@ -165,50 +168,101 @@ def test_quantiles_of_layers_are_those_of_sorted_weights(size: int) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 200, 1 << 22])
-def test_layers_measured_together_have_their_own_values(
+def test_layers_and_checkpoints_measured_together_have_their_own_values(
     monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
-    monkeypatch.setattr(weight_rows, "TOGETHER", together)
+    monkeypatch.setattr(snapshot, "TOGETHER", together)
     layers: tuple[Layer, ...] = ()
-    snapshots: list[weight_rows.Snapshot] = []
-    for step in range(4):
+    weights: list[dict[str, torch.Tensor]] = []
+    moments: list[dict[str, torch.Tensor]] = []
+    snapshots: list[snapshot.Snapshot] = []
+    for step in range(7):
         module = GPT(GPTConfig(11, 6, 3, 2, 8, mlp_width=12)).initialise(torch.Generator().manual_seed(step))
         layers = layers_of(module)
-        parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
-        for number, value in enumerate(parameters.values()):
+        weights.append({name: value.detach().clone() for name, value in module.named_parameters()})
+        for number, value in enumerate(weights[-1].values()):
             value.mul_(1 + number).add_(0.01 * step)
-        held = {name: value.square() for name, value in parameters.items() if "h.1." not in name}
-        heads = heads_of(module, layers)
-        snapshots.append(weight_rows.Snapshot(step, layers, parameters, held, heads, True))
-    first, before_that, before, now = snapshots
-    rows = weight_rows.snapshot_rows(now, [before, before_that], first, torch.device("cpu"))
-    values = {(row.layer, row.quantity): row.value for row in rows}
-    assert len(values) == len(rows)
+        # From step 5 on nothing of the optimizer was saved.
+        moments.append({
+            name: value.square() for name, value in weights[-1].items() if "h.1." not in name and step < 5
+        })
+        snapshots.append(
+            snapshot_of_parameters(step, layers, weights[-1], moments[-1], heads_of(module, layers))
+        )
+    # Each one alone against those before it, and all of them at once: the first ones have less behind them.
+    occasions = [
+        occasion(now, snapshots[max(0, at - 2) : at][::-1], snapshots[0] if at else None)
+        for at, now in enumerate(snapshots)
+    ]
+    rows = occasion_rows(occasions, torch.device("cpu"))
+    for own, one in zip(rows, occasions, strict=True):
+        values = {(row.layer, row.quantity, row.batch): row.value for row in own}
+        assert len(values) == len(own) and {row.step for row in own} == {one.now.step}
+        (alone,) = occasion_rows([one], torch.device("cpu"))
+        apart = {(row.layer, row.quantity, row.batch): row.value for row in alone}
+        assert values == pytest.approx(apart, rel=1e-6, abs=1e-9)
 
     def flat(layer: Layer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([part.gather(tensors[part.parameter]) for part in layer.parts]).double()
 
     neighbours = neighbours_of(layers)
-    for layer in layers:
-        start, weight, earlier, earliest = (
-            flat(layer, one.parameters) for one in (first, now, before, before_that)
+    for at in (3, 6):
+        values = {(row.layer, row.quantity): row.value for row in rows[at]}
+        for layer in layers:
+            start, weight, earlier, earliest = (flat(layer, weights[one]) for one in (0, at, at - 1, at - 2))
+            expected = {
+                "weight.mean": weight.mean(),
+                "weight.deviation": weight.std(correction=0),
+                "weight.largest": weight.abs().max(),
+                "weight.quantile_50": weight.sort().values[-(-weight.numel() // 2) - 1],
+                "weight.update_norm": (weight - earlier).norm(),
+                "weight.update_cosine": torch.cosine_similarity(weight - earlier, earlier - earliest, dim=0),
+                "weight.distance_from_first": (weight - start).norm() / start.norm(),
+            }
+            if layer.path in neighbours:
+                other = flat(neighbours[layer.path], weights[at])
+                away = (weight - other).norm() / (weight.square().sum() + other.square().sum()).sqrt()
+                expected["weight.distance_to_neighbour"] = away
+            if all(part.parameter in moments[at] for part in layer.parts):
+                both = [flat(layer, moments[one]) for one in (at, at - 1)]
+                expected["gradient.moment_cosine"] = torch.cosine_similarity(*both, dim=0)
+            else:
+                assert (layer.path, "gradient.moment_cosine") not in values
+            for quantity, value in expected.items():
+                assert values[layer.path, quantity] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), (
+                    quantity
+                )
+        batches = {row.quantity: row.batch for row in rows[at]}
+        assert batches["weight.update_norm"] == f"since step {at - 1}"
+        assert batches["weight.distance_from_first"] == "since step 0"
+
+
+def test_a_model_of_any_size_is_measured_in_the_same_numbers(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    tables = []
+    for most in (1, 4):
+        monkeypatch.setattr(profile_weights, "MOST_CHECKPOINTS", most)
+        told.append((0, 0))
+        found = measure_weights(
+            open_run(tiny),
+            WEIGHTS,
+            tmp_path / str(most),
+            on_progress=lambda one: told.append((one.step, one.done)),
         )
-        expected = {
-            "weight.mean": weight.mean(),
-            "weight.largest": weight.abs().max(),
-            "weight.quantile_50": weight.sort().values[-(-weight.numel() // 2) - 1],
-            "weight.update_norm": (weight - earlier).norm(),
-            "weight.update_cosine": torch.cosine_similarity(weight - earlier, earlier - earliest, dim=0),
-            "weight.distance_from_first": (weight - start).norm() / start.norm(),
-        }
-        if layer.path in neighbours:
-            other = flat(neighbours[layer.path], now.parameters)
-            apart = (weight - other).norm() / (weight.square().sum() + other.square().sum()).sqrt()
-            expected["weight.distance_to_neighbour"] = apart
-        if all(part.parameter in now.moments for part in layer.parts):
-            moments = [flat(layer, one.moments) for one in (now, before)]
-            expected["gradient.moment_cosine"] = torch.cosine_similarity(*moments, dim=0)
-        else:
-            assert (layer.path, "gradient.moment_cosine") not in values
-        for quantity, value in expected.items():
-            assert values[layer.path, quantity] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), quantity
+        tables.append(found.table)
+    assert_frame_equal(*tables, rel_tol=1e-6, abs_tol=1e-9)
+    # One at a time until the size of the model is known, then side by side.
+    assert told == [(0, 0), *((4 * at, at) for at in range(1, 7)), (0, 0), (4, 1), (20, 5), (24, 6)]
+
+
+def test_weights_of_few_bits_are_measured_in_many() -> None:
+    weight = torch.randn(4000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    layer = (Layer("norm", "norm", 0, (Part("norm.weight", (4000,)),)),)
+    rows = {
+        row.quantity: row.value
+        for row in alone_rows(snapshot_of_parameters(3, layer, {"norm.weight": weight}))
+    }
+    assert rows["weight.mean"] == pytest.approx(weight.double().mean().item(), rel=1e-4)
+    assert rows["weight.deviation"] == pytest.approx(weight.double().std(correction=0).item(), rel=1e-5)
