@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def forward_rows(subject: Subject) -> list[Row]:
                 _, values = seen[path, kind].setdefault(entry.name, (entry, []))
                 while len(values) <= number:
                     values.append([])
-                values[number].append(entry.function(**{name: observations[name] for name in entry.inputs}))
+                values[number].append(entry.function(*(observations[name] for name in entry.inputs)))
             together.see((path, kind), observations)
 
         with observing(subject.module, report):
@@ -57,20 +59,54 @@ def forward_rows(subject: Subject) -> list[Row]:
         report("", "model", whole)
     for sites_alike, observations in together.observations():
         for entry in computable(frozenset(observations), "forward"):
-            each = entry.function(**{name: observations[name] for name in entry.inputs})
+            each = entry.function(*(observations[name] for name in entry.inputs))
             for site, value in zip(sites_alike, each.reshape(len(sites_alike)), strict=True):
                 seen[site][entry.name] = entry, [[value]]
-    weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
     sites = [(site, *found) for site, entries in seen.items() for found in entries.values()]
     # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
     measured = fetched([
         torch.stack([_of_calls(calls, entry) for calls in values]) for _, entry, values in sites
     ])
+    entries = [entry for _, entry, _ in sites]
     depths = {(path, kind): _depth(subject.layers, path, kind) for path, kind in seen}
     rows: list[Row] = []
-    for ((path, kind), entry, _), halves in zip(sites, measured, strict=True):
-        rows += _rows(subject, entry, path, kind, depths[path, kind], halves, weights[: len(halves)])
+    for at, spread in _over_halves(subject, entries, measured):
+        path, kind = sites[at][0]
+        rows += _rows((subject.step, path, kind, depths[path, kind]), entries[at], spread, subject.name)
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """A value over all rows, and the range of those of the halves: a number, or one a head.
+
+    Attributes:
+        value: over all rows.
+        low: the lowest one of a half.
+        high: the highest one of a half.
+        halves: how many there are.
+    """
+
+    value: list[float]
+    low: list[float]
+    high: list[float]
+    halves: int
+
+
+def _over_halves(
+    subject: Subject, entries: Sequence[Quantity], measured: Sequence[Tensor]
+) -> Iterator[tuple[int, _Spread]]:
+    """Combine what the halves show, all values that combine alike at once; yields places and what is there."""
+    weights = torch.tensor([half.weight for half in subject.halves], dtype=torch.float64)
+    alike: dict[tuple[str, torch.Size], list[int]] = defaultdict(list)
+    for at, (entry, halves) in enumerate(zip(entries, measured, strict=True)):
+        alike[entry.over_batches, halves.shape].append(at)
+    for (how, shape), places in alike.items():
+        # [halves, places, heads or nothing]
+        together = torch.stack([measured[at] for at in places], dim=1).reshape(shape[0], len(places), -1)
+        found = _combine(together, how, weights[: shape[0]]), together.amin(dim=0), together.amax(dim=0)
+        for at, value, low, high in zip(places, *(one.tolist() for one in found), strict=True):
+            yield at, _Spread(value, low, high, shape[0])
 
 
 def _depth(layers: tuple[Layer, ...], path: str, kind: str) -> int:
@@ -194,19 +230,15 @@ def _combine(values: Tensor, how: str, weights: Tensor | None) -> Tensor:
     return (share * values.square()).sum(dim=0).sqrt() if how == "rms" else (share * values).sum(dim=0)
 
 
-def _rows(
-    subject: Subject, entry: Quantity, path: str, kind: str, depth: int, halves: Tensor, weights: Tensor
-) -> list[Row]:
-    value = _combine(halves, entry.over_batches, weights).numpy()
-    low, high = halves.amin(dim=0).numpy(), halves.amax(dim=0).numpy()
-    head: int | None = None
+def _rows(place: tuple[int, str, str, int], entry: Quantity, spread: _Spread, batch: str) -> Iterator[Row]:
+    """Rows of one quantity at one place."""
+    head = 0
     if entry.worst_head is not None:
-        head = int(value.argmax() if entry.worst_head == "max" else value.argmin())
-        value, low, high = value[head], low[head], high[head]
+        head = int(np.argmax(spread.value) if entry.worst_head == "max" else np.argmin(spread.value))
+    value = spread.value[head]
     if entry.name.startswith("similarity.") and not math.isfinite(value):
-        return []  # of a stream that is the same at every token there is no similarity
-    lowest, highest = (float(low), float(high)) if len(halves) > 1 else (None, None)
-    row = Row(subject.step, path, kind, depth, entry.name, float(value), lowest, highest, batch=subject.name)
-    if head is None:
-        return [row]
-    return [row, Row(subject.step, path, kind, depth, f"{entry.name}_head", float(head), batch=subject.name)]
+        return  # of a stream that is the same at every token there is no similarity
+    low, high = (spread.low[head], spread.high[head]) if spread.halves > 1 else (None, None)
+    yield Row(*place, entry.name, value, low, high, batch=batch)
+    if entry.worst_head is not None:
+        yield Row(*place, f"{entry.name}_head", float(head), batch=batch)

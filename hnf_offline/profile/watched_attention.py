@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hnf_offline.quantities.attention import AttentionRows
 
-#: Scores that are held at once: half a megabyte of them on a CPU; elsewhere enough to keep a device busy.
-_SCORES_CPU, _SCORES = 1 << 17, 1 << 26
+#: Scores that are held at once: a quarter of a megabyte of them on a CPU; elsewhere enough to keep a device busy.
+_SCORES_CPU, _SCORES = 1 << 16, 1 << 26
+#: Queries of a stretch with keys of its own at least, and stretches at most.
+_QUERIES, _STRETCHES = 64, 8
 
 
 def attend(
@@ -65,40 +67,90 @@ def attended(
     Returns:
         [batch, heads, queries, width], zero for queries that see no key; and the rows.
     """
+    found = []
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    for some, reach in _reaches(query.shape[-2], key.shape[-2], mask):
+        own = None if mask is None else mask.expand(*mask.shape[:-2], query.shape[-2], -1)[..., some, :reach]
+        found.append(_attended(query[:, :, some], key[:, :, :reach], value[:, :, :reach], own, scale))
+    if len(found) == 1:
+        return found[0]
+    outputs, rows = zip(*found, strict=True)
+    together = (
+        torch.cat([getattr(one, name) for one in rows], dim=-1)
+        for name in ("highest", "largest", "entropy", "several")
+    )
+    return torch.cat(outputs, dim=-2), AttentionRows(*together)
+
+
+def _reaches(queries: int, keys: int, mask: Tensor | None) -> list[tuple[slice, int]]:
+    """Cut the queries where an earlier one sees no late keys, which are then left out: of causal attention nearly half.
+
+    Returns:
+        Stretches of queries, and how many keys are enough for each; all of them on a device, which would have to be
+        waited for.
+    """
+    if mask is None or mask.device.type != "cpu" or queries < 2 * _QUERIES or mask.shape[-2] == 1:
+        return [(slice(0, queries), keys)]
+    seen = (mask != float("-inf")).expand(*mask.shape[:-1], keys).reshape(-1, queries, keys).any(dim=0)
+    length = max(_QUERIES, -(-queries // _STRETCHES))
+    reaches: list[tuple[slice, int]] = []
+    for first in range(0, queries, length):
+        some = slice(first, min(first + length, queries))
+        columns = seen[some].any(dim=0).nonzero()
+        reach = int(columns[-1]) + 1 if len(columns) else 1
+        if reaches and reaches[-1][1] == reach:
+            some = slice(reaches.pop()[0].start, some.stop)
+        reaches.append((some, reach))
+    return reaches
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> tuple[Tensor, AttentionRows]:
+    """Attend with a mask that is added to the scores."""
     batch, heads, queries, size = query.shape
     keys, dtype = key.shape[-2], query.dtype
     query = query * (size**-0.5 if scale is None else scale)
     several = torch.full((queries, 1), keys > 1, device=query.device)
     if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
         several = (mask > torch.finfo(dtype).min / 2).expand(*mask.shape[:-1], keys).sum(-1, keepdim=True) > 1
         mask = mask.expand(batch, heads, queries, keys)
-    # [batch * heads, length, size]
-    queried, keyed, valued = (
-        one.repeat_interleave(heads // one.shape[1], dim=1).flatten(0, 1) for one in (query, key, value)
+    # Heads that share keys and values are attended as one with more queries: nothing is copied for them.
+    shared = heads // math.lcm(key.shape[1], value.shape[1])
+    groups = heads // shared
+    queried = query.reshape(batch * groups, shared * queries, size)
+    # [batch * groups, length, size]
+    keyed, valued = (
+        (one if one.shape[1] == groups else one.repeat_interleave(groups // one.shape[1], dim=1)).flatten(
+            0, 1
+        )
+        for one in (key, value)
     )
-    output = queried.new_empty(batch * heads, queries, value.shape[-1])
-    highest, total, product = (queried.new_empty(batch * heads, queries, 1) for _ in range(3))
+    rows = shared * queries
+    output = queried.new_empty(batch * groups, rows, value.shape[-1])
+    highest, total, product = (queried.new_empty(batch * groups, rows, 1) for _ in range(3))
     # Below the smallest normal number an exponential takes many times as long, and adds nothing to its row.
     floor = math.log(torch.finfo(dtype).tiny) + 0.5
-    stretches = list(_stretches(batch, heads, queries * keys, query.device))
-    most = max((_length(rows) * _length(some) for rows, some in stretches), default=0)
-    buffers = [queried.new_empty(most, queries, keys) for _ in range(2)]
-    for rows, some in stretches:
-        shape = _length(rows), _length(some)
-        first = rows.start * heads + some.start
+    stretches = list(_stretches(batch, groups, rows * keys, query.device))
+    most = max((_length(sequences) * _length(some) for sequences, some in stretches), default=0)
+    buffers = [queried.new_empty(most, rows, keys) for _ in range(2)]
+    for sequences, some in stretches:
+        shape = _length(sequences), _length(some)
+        first = sequences.start * groups + some.start
         place = slice(first, first + shape[0] * shape[1])
         below, weights = (buffer[: shape[0] * shape[1]] for buffer in buffers)
+        top, norm, along = highest[place], total[place], product[place]
         torch.bmm(queried[place], keyed[place].mT, out=below)
         if mask is not None:
-            below.view(*shape, queries, keys).add_(mask[rows, some])
-        torch.amax(below, dim=-1, keepdim=True, out=highest[place])
-        below.sub_(highest[place]).clamp_(min=floor)
+            of_heads = slice(some.start * shared, some.stop * shared)
+            below.view(shape[0], -1, queries, keys).add_(mask[sequences, of_heads])
+        torch.amax(below, dim=-1, keepdim=True, out=top)
+        below.sub_(top).clamp_(min=floor)
         torch.exp(below, out=weights)
-        torch.sum(weights, dim=-1, keepdim=True, out=total[place])
+        torch.sum(weights, dim=-1, keepdim=True, out=norm)
         torch.bmm(weights, valued[place], out=output[place])
-        torch.sum(below.mul_(weights), dim=-1, keepdim=True, out=product[place])
+        torch.sum(below.mul_(weights), dim=-1, keepdim=True, out=along)
     # As torch has it: a query whose keys are all masked by minus infinity gets nothing.
     output.div_(total).masked_fill_(highest.isneginf(), 0.0)
     # log A_ij = (z_ij - m) - log sum_j exp(z_ij - m), m the highest of the row.
@@ -121,9 +173,9 @@ def _length(stretch: slice) -> int:
     return int(stretch.stop - stretch.start)
 
 
-def _stretches(batch: int, heads: int, scores: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Cut the batch into what is attended at once; where one sequence is too much, its heads."""
+def _stretches(batch: int, groups: int, scores: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Cut the batch into what is attended at once; where one sequence is too much, its groups of heads."""
     together = max(1, (_SCORES_CPU if device.type == "cpu" else _SCORES) // max(1, scores))
-    for first in range(0, batch, rows := max(1, together // heads)):
-        for head in range(0, heads, some := min(together, heads)):
-            yield slice(first, min(first + rows, batch)), slice(head, min(head + some, heads))
+    for first in range(0, batch, rows := max(1, together // groups)):
+        for group in range(0, groups, some := min(together, groups)):
+            yield slice(first, min(first + rows, batch)), slice(group, min(group + some, groups))

@@ -39,6 +39,8 @@ class Magnitudes:
         """
         self._sizes = values.abs()
         self._counted: dict[tuple[str, float], Tensor] = {}
+        # On a CPU it costs nothing to look at a count; elsewhere it would wait for all work before it.
+        self._seen = values.device.type == "cpu"
 
     def at_least(self, limit: float) -> Tensor:
         """Share of magnitudes of at least a limit.
@@ -59,7 +61,14 @@ class Magnitudes:
     def _share(self, compare: Callable[[Any, float], Any], limit: float) -> Tensor:
         asked = compare.__name__, limit
         if asked not in self._counted:
-            self._counted[asked] = share_where(self._sizes, compare, limit)
+            # Where nothing lies beyond one limit, nothing lies beyond a further one.
+            nearer = (
+                share
+                for (name, other), share in self._counted.items()
+                if name == compare.__name__ and compare(limit, other)
+            )
+            none = next((share for share in nearer if self._seen and not share), None)
+            self._counted[asked] = share_where(self._sizes, compare, limit) if none is None else none
         return self._counted[asked]
 
 

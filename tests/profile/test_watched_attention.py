@@ -30,16 +30,23 @@ def masks(dtype: torch.dtype) -> dict[str, Tensor | None]:
         "a query that sees nothing": blind,
         "added": torch.randn(QUERIES, KEYS, generator=generator, dtype=dtype),
         "most negative": lowest,
+        "causal": torch.ones(QUERIES, KEYS, dtype=torch.bool).tril(),
+        "padded at the right, of one query": torch.arange(KEYS).expand(1, KEYS) < KEYS - 4,
+        "a window, and the first queries see nothing": torch
+        .ones(QUERIES, KEYS, dtype=torch.bool)
+        .tril(-3)
+        .triu(-5),
     }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", masks(torch.float32))
-@pytest.mark.parametrize("at_once", [1, 200, 1 << 16])
+@pytest.mark.parametrize(("at_once", "stretch"), [(1, 64), (200, 64), (1 << 16, 64), (200, 2), (1 << 16, 3)])
 def test_output_is_torchs_and_rows_are_those_of_all_scores(
-    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, at_once: int
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, at_once: int, stretch: int
 ) -> None:
     monkeypatch.setattr(watched_attention, "_SCORES_CPU", at_once)
+    monkeypatch.setattr(watched_attention, "_QUERIES", stretch)
     generator = torch.Generator().manual_seed(1)
     query, key, value = (
         4 * torch.randn(3, heads, length, 5, generator=generator, dtype=dtype)
@@ -67,6 +74,19 @@ def test_output_is_torchs_and_rows_are_those_of_all_scores(
         assert torch.allclose(one.highest, truth.highest, atol=close)
         assert torch.allclose(one.entropy, truth.entropy, atol=close, equal_nan=True)
         assert torch.allclose(one.largest[seen > 0], truth.largest[seen > 0], atol=close)
+
+
+def test_causal_queries_leave_out_the_keys_that_they_do_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_attention, "_QUERIES", 2)
+    reach = watched_attention._reaches
+    causal = torch.zeros(6, 6).masked_fill_(~torch.ones(6, 6, dtype=torch.bool).tril(), -math.inf)
+    assert reach(6, 6, causal) == [(slice(0, 2), 2), (slice(2, 4), 4), (slice(4, 6), 6)]
+    # Neither a mask that lets everything through nor one that only adds leaves anything out.
+    assert reach(6, 6, torch.zeros(6, 6)) == reach(6, 6, None) == [(slice(0, 6), 6)]
+    lowest = causal.clamp(min=torch.finfo(torch.float32).min)
+    assert reach(6, 6, lowest) == [
+        (slice(0, 6), 6)
+    ]  # torch gives a query that sees nothing else its share of these
 
 
 def test_causal_is_the_lower_triangle_and_scale_is_that_asked_for() -> None:
