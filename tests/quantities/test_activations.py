@@ -47,6 +47,22 @@ def test_moments_and_range_of_a_few_numbers() -> None:
     assert activation_variance(activation[0]).item() == pytest.approx(5)
 
 
+@given(
+    limits=st.lists(
+        st.tuples(st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, math.inf])), max_size=12
+    ),
+    values=st.lists(st.sampled_from([0.0, 0.5, -1.0, 2.5, -3.0, math.inf, math.nan]), min_size=1, max_size=6),
+)
+def test_shares_beyond_limits_do_not_depend_on_what_was_asked_before(
+    limits: list[tuple[bool, float]], values: list[float]
+) -> None:
+    magnitudes = Magnitudes(torch.tensor(values))
+    for least, limit in limits:
+        found = magnitudes.at_least(limit) if least else magnitudes.at_most(limit)
+        exact = sum(abs(value) >= limit if least else abs(value) <= limit for value in values) / len(values)
+        assert found.item() == pytest.approx(exact)
+
+
 def test_what_half_precisions_cannot_hold() -> None:
     # 65519 still rounds to 65504 in float16, 65520 does not; 2^-25 rounds to 0, a little more to 2^-24.
     fp16 = Magnitudes(torch.tensor([65519.0, 65520.0, -1e6, math.inf, 0.0, 2.0**-25, 2.0**-25 * 1.01, 1.0]))
