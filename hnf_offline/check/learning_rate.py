@@ -62,8 +62,16 @@ def _logged(rows: pl.DataFrame, step: int) -> tuple[float, float] | None:
     both = pl.concat([before, near, after])
     if not before.height or not both.height or (not after.height and before["step"][0] < step - _REACH):
         return None
-    rates = both["learning_rate"]
-    return float(rates.min()), float(rates.max())  # type: ignore[arg-type]
+    rates = [float(rate) for rate in both["learning_rate"]]
+    if not after.height:
+        rates.append(_continued(pl.concat([rows.tail(2), near]).sort("step")["learning_rate"].to_list()))
+    return min(rates), max(rates)
+
+
+def _continued(rates: list[float]) -> float:
+    # The rate saved after the last logged step is that of a step nobody logged: a schedule that ends goes on to it
+    # as it went before, down to 0.
+    return max(0.0, 2 * rates[-1] - rates[0])
 
 
 def _fault(series: Series, portrait: Portrait, rates: tuple[float, ...], low: float, high: float) -> Fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from hnf_offline.check.registry import Check, Outcome
@@ -65,11 +66,16 @@ def _unfit(portrait: Portrait, optimizer: OptimizerPortrait) -> str:
     moments = Counter(moment.shape for moment in optimizer.moments.values())
     if all(len(shape) == 1 for shape in moments) and len(moments) <= 2 < len(shapes):
         return ""  # flat partitions of all parameters together
-    alone = moments - Counter(shapes.values())
-    if not alone:
-        return ""
+    weights = Counter(shapes.values())
+    alone, left = moments - weights, weights - moments
+    if not alone or _elements(alone) == _elements(left):
+        return ""  # the same numbers in other tensors: experts are saved one by one and trained as one
     shape = next(iter(alone))
     return f"{alone.total()} of its moments fit no parameter, such as one of shape {list(shape)}"
+
+
+def _elements(shapes: Counter[tuple[int, ...]]) -> int:
+    return sum(number * math.prod(shape) for shape, number in shapes.items())
 
 
 def _fault(series: Series, portrait: Portrait, evidence: str) -> Fault:

@@ -24,6 +24,9 @@ _OPERATIONS_ELSEWHERE = 1e15
 _TOKENS_TOGETHER = 4096
 #: Losses this close (relative to the larger of 1 and the loss) are the same.
 AGREES = 1e-3
+#: Losses this close need no second look. A step hardly changes the loss where the rate is low, so that a loss may
+#: agree with its neighbour's row as well, and only the loss on its own batch tells which of the two it is.
+_SURELY = 1e-5
 #: A shift is told where its losses are this much closer than those of any other.
 _CLEARLY = 0.25
 
@@ -86,7 +89,7 @@ def replayed_losses(
 
     Returns:
         Losses by checkpoint and step of the batch: first of the next step, and of its neighbours where that one is
-        not as logged.
+        not to five digits as logged.
     """
     from hnf_offline.profile.session import full_precision
     from hnf_offline.run.formats import load_weights
@@ -105,7 +108,7 @@ def replayed_losses(
                     if loss is None:
                         continue
                     losses[checkpoint.step, batch] = loss
-                    if batch == checkpoint.step + 1 and agree(loss, logged.get(batch)):
+                    if batch == checkpoint.step + 1 and agree(loss, logged.get(batch), _SURELY):
                         break
             except UserError as error:
                 errors[checkpoint.step] = error.reason

@@ -22,12 +22,12 @@ SETTINGS = {
 STEPS, ROWS = 24, 2
 
 
-def trained(folder: Path, batches: str) -> Path:
+def trained(folder: Path, batches: str, rate: float = 0.01) -> Path:
     """Train on another batch at every step; rows in order, or with the step of each row counted from 0 or 1."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(**SETTINGS))
     tokens = torch.randint(8, (STEPS * ROWS, 4))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     with Recorder(folder, every=6, model={"model_type": "gpt", **SETTINGS}) as recorder:
         for step in range(1, STEPS + 1):
             rows = tokens[(step - 1) * ROWS : step * ROWS]
@@ -35,7 +35,7 @@ def trained(folder: Path, batches: str) -> Path:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            recorder.record(step, model, optimizer, loss=float(loss.detach()), learning_rate=0.01)
+            recorder.record(step, model, optimizer, loss=float(loss.detach()), learning_rate=rate)
     from safetensors.torch import save_file
 
     first = {"in order": None, "from 0": 0, "from 1": 1}[batches]
@@ -99,6 +99,15 @@ def test_where_replay_cannot_tell_that_is_said(tmp_path: Path) -> None:
     log.write_text("".join(json.dumps({**row, "step": row["step"] - 1, "loss": 1.0}) + "\n" for row in rows))
     told = counted_in_updates(open_run(folder))
     assert told.log is not None and told.log.shift == 0 and "neither way" in told.log.notes[-1]
+
+
+def test_losses_that_hardly_change_are_told_apart(tmp_path: Path) -> None:
+    # Where a step moves the loss by less than a log is trusted, a checkpoint agrees with the row after its own too.
+    folder = trained(tmp_path / "run", "in order", rate=1e-4)
+    moved = counted_in_updates(count(folder, lambda step: step - 1))
+    assert moved.log is not None and moved.log.shift == 1, moved.log.notes
+    run = count(trained(tmp_path / "other", "in order", rate=1e-4), lambda step: step)
+    assert counted_in_updates(run) is run
 
 
 def test_the_report_counts_in_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hnf_offline.errors import InputError, UsageError
+from hnf_offline.run.model.conversion import as_module_holds
 from hnf_offline.run.model.placing import placed
 from hnf_offline.run.records import ModelSource
 
@@ -125,14 +126,15 @@ def in_names_of(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, T
     """Rename a checkpoint's weights as the module names them.
 
     Prefixes of wrappers are stripped, and that of a trainer's module that holds the model as an attribute
-    (model.*, net.*) where otherwise no name would fit.
+    (model.*, net.*) where otherwise no name would fit. What transformers saves in other tensors than its module holds
+    is put together as it does.
 
     Returns:
         Name -> tensor; names the module does not have are kept.
     """
     stripped = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     own = set(module.state_dict(keep_vars=True))
-    return stripped if own & set(stripped) else _without_prefix(stripped, own)
+    return as_module_holds(module, stripped if own & set(stripped) else _without_prefix(stripped, own))
 
 
 def _without_prefix(weights: Mapping[str, Tensor], own: set[str]) -> dict[str, Tensor]:
