@@ -136,7 +136,10 @@ def monitor(
     losses = {} if log is None else onset_losses(log, spikes)
     ends = {} if log is None else certain_ends(log, spikes)
     lines = monitor_lines(done.findings, losses=losses, ends=ends, restarts=done.run.resume_steps)
-    return emit("\n".join(lines))
+    nothing = (
+        "no alarm; there is no log in which a spike would show" if log is None else "no alarm and no spike"
+    )
+    return emit("\n".join(lines) or nothing)
 
 
 def _follow(following: Following, quiet: bool, as_json: bool) -> None:

@@ -158,6 +158,8 @@ def verdict(
         }
     hover = any(_regime(regime) == "hover" for regime in regimes)
     caveat = "Stable at these checkpoints and this learning rate: sharpness can go on growing."
+    if not points(profile, "hessian.stability_ratio")[0].size:
+        caveat = "That there was no spike is all that is known: how near the edge of stability it was, S would say."
     if hover:
         caveat = (
             "It hovered at the edge of stability (S near 1) without a spike: a higher rate had no room there."

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _TOKENS = ("input_ids", "tokens")
 _LABELS = ("labels", "targets", "target")
+_NAMES = ("batches", "replay", "batch", "tokens")
 _REMEDY = (
     "save integer arrays input_ids [rows, length] and, where they differ, labels, with safetensors or numpy"
 )
@@ -77,17 +78,7 @@ def find_batches(
             path=manifest.path,
             remedy='add file = "train.bin"',
         )
-    if not path.is_dir():
-        return None
-    folders = [path, *(path / name for name in ("batches", "data", "replay") if (path / name).is_dir())]
-    files = [
-        file
-        for folder in folders
-        if not leads_out(folder, path)
-        for file in sorted(folder.iterdir())
-        if file.suffix in {".safetensors", ".npz"} and file.is_file() and not leads_out(file, path)
-    ]
-    for file in sorted(files, key=_unlikely):
+    for file in _candidates(path):
         try:
             return describe(
                 file, manifest, last_steps=last_steps, first_logged_step=first_logged_step, full=full
@@ -96,6 +87,39 @@ def find_batches(
             # Weights and other arrays have these suffixes too; only a named file has to hold batches.
             continue
     return None
+
+
+def passed_over(path: Path) -> InputError | None:
+    """Say why a file that by its name holds batches was not taken for some.
+
+    Args:
+        path: a run directory in which no batches were found.
+
+    Returns:
+        What is wrong with the likeliest file; None where no file has such a name.
+    """
+    for file in _candidates(path):
+        if _unlikely(file)[0] < len(_NAMES):
+            try:
+                describe(file)
+            except InputError as error:
+                return error
+    return None
+
+
+def _candidates(path: Path) -> list[Path]:
+    # Files of a run directory that may hold batches, likely ones first.
+    if not path.is_dir():
+        return []
+    folders = [path, *(path / name for name in ("batches", "data", "replay") if (path / name).is_dir())]
+    files = [
+        file
+        for folder in folders
+        if not leads_out(folder, path)
+        for file in sorted(folder.iterdir())
+        if file.suffix in {".safetensors", ".npz"} and file.is_file() and not leads_out(file, path)
+    ]
+    return sorted(files, key=_unlikely)
 
 
 def describe(
@@ -151,7 +175,7 @@ def describe(
                 remedy=_REMEDY,
             )
     rows, length = math.prod(shape[:-1]), shape[-1]
-    if labels is not None and math.prod(names[labels].shape) not in {rows, rows * length}:
+    if labels is not None and not _fit(names[labels].shape, shape):
         raise InputError(
             f"its labels have shape {list(names[labels].shape)}, its tokens {list(shape)}",
             path=file,
@@ -183,10 +207,17 @@ def describe(
     )
 
 
+def _fit(labels: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
+    # One label a row, one a token, or rows of another length: those that an encoder-decoder is to write.
+    rows = math.prod(tokens[:-1])
+    return math.prod(labels) in {rows, math.prod(tokens)} or (labels[:-1] == tokens[:-1] and labels[-1] > 0)
+
+
 def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Load some rows.
 
-    Labels one longer than the tokens mean that position t predicts labels[t + 1]: no last position is lost.
+    Labels one longer than the tokens mean that position t predicts labels[t + 1]: no last position is lost. An
+    encoder-decoder has labels of any length.
 
     Args:
         batches: the file.
@@ -221,7 +252,7 @@ def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | N
 
 
 def _unlikely(file: Path) -> tuple[int, str]:
-    likely = [word in file.stem.lower() for word in ("batches", "replay", "batch", "tokens", "")]
+    likely = [word in file.stem.lower() for word in (*_NAMES, "")]
     return likely.index(True), file.name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hnf_offline.errors import InputError
 from hnf_offline.run import formats
-from hnf_offline.run.batches import find_batches
+from hnf_offline.run.batches import find_batches, passed_over
 from hnf_offline.run.configuration import configuration
 from hnf_offline.run.formats.safetensors_file import read_json
 from hnf_offline.run.formats.safetensors_folder import is_recording
@@ -101,7 +101,7 @@ def open_run(
         resume_steps=said.resume_steps or (log.restarts if log is not None else ()),
         configuration=configuration(path, sections),
         skipped=tuple(skipped),
-        missing=tuple(_missing(checkpoints, log, batches, model)),
+        missing=tuple(_missing(checkpoints, log, batches, model, _refused(path, batches))),
         random_states=random_states,
         said=said.said,
     )
@@ -228,8 +228,20 @@ def _random_states(path: Path, skipped: list[Skipped]) -> RandomStates | None:
         return None
 
 
+def _refused(path: Path, batches: Batches | None) -> str:
+    # Why a file with the name of batches is none, to be told with what their lack costs.
+    error = passed_over(path) if batches is None else None
+    if error is None or error.path is None:
+        return ""
+    return f" ({error.path.name} {error.reason}; {error.remedy})"
+
+
 def _missing(
-    checkpoints: list[Checkpoint], log: Log | None, batches: Batches | None, model: ModelSource | None
+    checkpoints: list[Checkpoint],
+    log: Log | None,
+    batches: Batches | None,
+    model: ModelSource | None,
+    refused: str,
 ) -> list[Missing]:
     missing = []
     if not checkpoints:
@@ -250,7 +262,9 @@ def _missing(
             )
         if batches is None:
             missing.append(
-                Missing("no batches", "nothing can be replayed: no gradient, no attention, no curvature")
+                Missing(
+                    "no batches", f"nothing can be replayed: no gradient, no attention, no curvature{refused}"
+                )
             )
         without = sum(not checkpoint.optimizer_files for checkpoint in checkpoints)
         if without:

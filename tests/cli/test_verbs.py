@@ -172,6 +172,14 @@ def test_monitor_prints_alarms_in_the_order_in_which_they_were_known(hnf: Any, t
     assert not Path("reports/tiny/index.html").exists()
 
 
+def test_a_monitor_that_has_nothing_to_say_says_so(hnf: Any, write_log: Any, tmp_path: Path) -> None:
+    run = tmp_path / "calm"
+    run.mkdir()
+    write_log(run / "log.jsonl", spike=None)
+    said = hnf("monitor", run)
+    assert (said.code, said.out) == (0, "no alarm and no spike\n"), said.err
+
+
 def test_spikes_of_a_log(hnf: Any, write_log: Any, tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl")
     said = hnf("spikes", log)

@@ -183,3 +183,15 @@ def test_a_rate_that_ends_at_zero_does_not_hide_what_was_measured() -> None:
     sentence = find(run_of(quiet_log(), ended), ended).verdict["sentence"]
     assert "S was 0 at checkpoint 190, at most 0.2 (checkpoint 10)" in sentence
     assert "headroom" not in sentence
+
+
+def test_a_caveat_about_sharpness_needs_s() -> None:
+    made = relaxation()
+    calm = made.log.with_columns(loss=2.0 + 0.01 * (pl.col("step") % 7))
+    steps = made.profile["step"].unique().sort().to_numpy()
+    without = table(rows("gradient.norm", steps, np.ones(steps.size)))
+    told = find(run_of(calm, without), without).verdict
+    assert told["word"] == "Stable" and "S was not measured" in told["sentence"]
+    assert "sharpness" not in told["caveat"] and "not known" not in told["sentence"]
+    low = table(rows("hessian.stability_ratio", steps, np.full(steps.size, 0.2)))
+    assert "sharpness" in find(run_of(calm, low), low).verdict["caveat"]

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.batches import describe, find_batches, load_rows
+from hnf_offline.run.batches import describe, find_batches, load_rows, passed_over
 from hnf_offline.run.manifest import Manifest
 
 TOKENS = (np.arange(24 * 5).reshape(24, 5) * 7 % 251).astype(np.uint8)
@@ -160,3 +160,20 @@ def test_a_truncated_archive_is_bad_input(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="numpy archive"):
         describe(file)
+
+
+def test_labels_of_an_encoder_decoder_have_a_length_of_their_own(tmp_path: Path) -> None:
+    written = np.arange(24 * 3).reshape(24, 3).astype(np.int32)
+    found = find_batches(stored(tmp_path / "batches.npz", {"input_ids": TOKENS, "labels": written}).parent)
+    assert found is not None
+    _, labels = load_rows(found, [4, 1])
+    assert labels is not None and labels.tolist() == written[[4, 1]].tolist()
+
+
+def test_why_a_file_named_batches_is_none_is_said(tmp_path: Path) -> None:
+    stored(tmp_path / "batches.safetensors", {"pixel_values": TOKENS.astype(np.float32), "labels": LABELS})
+    assert find_batches(tmp_path) is None
+    error = passed_over(tmp_path)
+    assert error is not None and "labels, pixel_values" in error.reason and error.remedy
+    (tmp_path / "batches.safetensors").rename(tmp_path / "model.safetensors")
+    assert passed_over(tmp_path) is None

@@ -49,6 +49,8 @@ def build_huggingface(config: Mapping[str, Any]) -> nn.Module:
             f"transformers {transformers.__version__} does not know model_type {model_type!r}",
             remedy="install a newer transformers, or name a factory with --model package.module:function",
         )
+    spoken = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its remarks on the settings are not about what is asked here
     try:
         return _build(transformers, model_type, config)
     except Exception as error:  # somebody else's configuration in somebody else's code can fail in any way
@@ -59,6 +61,8 @@ def build_huggingface(config: Mapping[str, Any]) -> nn.Module:
             f"the configuration describes no {model_type} model: {reason.strip()}",
             remedy="check the model's config.json, or name a factory with --model package.module:function",
         ) from error
+    finally:
+        transformers.logging.set_verbosity(spoken)
 
 
 def without_code(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:

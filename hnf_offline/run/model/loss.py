@@ -38,7 +38,8 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     its `.loss` or `["loss"]`, or else the cross-entropy of its logits: shifted by one where the labels have the
     shape of the tokens, of the last position where there is one label a row. Labels of -100 do not count.
     Rows of one label more than tokens say what every position predicts, the last one too: labels[t + 1] at t. No
-    module takes such rows, so they are not handed to it, and the loss is that of its logits.
+    module takes such rows, so they are not handed to it, and the loss is that of its logits. An encoder-decoder has
+    labels of any length, and predicts each in its own place.
     Without gradients, a module's own loss also decides whether its logits are shifted (decoder) or not (masked).
 
     Args:
@@ -50,13 +51,19 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
         The loss and, where the module shows them, the predicted positions' logits.
 
     Raises:
-        InputError: if neither a loss nor logits come back.
+        InputError: if neither a loss nor logits come back, or an encoder-decoder has no labels.
     """
     wanted = tokens if labels is None else labels
+    writes = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+    if writes and labels is None:
+        raise InputError(
+            "the model is an encoder-decoder, and the batches say nothing of what it is to write",
+            remedy="save labels beside input_ids",
+        )
     names = inspect.signature(module.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
     arguments: dict[str, Tensor] = {}
-    every_position = wanted.ndim == 2 and wanted.shape[1] == tokens.shape[1] + 1
+    every_position = not writes and wanted.ndim == 2 and wanted.shape[1] == tokens.shape[1] + 1
     if not every_position and ("labels" in names or takes_any):
         arguments["labels"] = wanted
     output = (
@@ -86,6 +93,11 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     if logits is None:
         assert loss is not None
         return Outcome(loss, None, None)
+    if writes and wanted.ndim == 2:
+        # A decoder is fed its labels one position late: it predicts each in its own place.
+        positions, targets = _counted(logits.flatten(0, 1), wanted.flatten())
+        own = functional.cross_entropy(positions, targets) if loss is None else loss
+        return Outcome(own, positions, targets)
     positions, targets = predicted(logits, wanted)
     if loss is None:
         loss = functional.cross_entropy(positions, targets)

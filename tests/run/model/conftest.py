@@ -46,6 +46,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 0,
         "eos_token_id": 0,
     },
+    "t5": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": 16,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 1,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    },
     "falcon": {
         "architectures": ["FalconForCausalLM"],
         "vocab_size": 16,

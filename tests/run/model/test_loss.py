@@ -194,3 +194,25 @@ def test_one_label_more_needs_logits() -> None:
             evaluate(Returns(output), TOKENS, labels)
     with pytest.raises(InputError, match="do not fit"):
         evaluate(Returns(LOGITS[:, -1:]), TOKENS, labels)
+
+
+@pytest.mark.parametrize("length", [3, 6])  # one more than tokens means something else elsewhere
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_encoder_decoder_predicts_its_labels_in_their_own_place(
+    hugging_face: Callable[[str], nn.Module], length: int, graph: bool
+) -> None:
+    module = hugging_face("t5")
+    labels = torch.randint(0, VOCABULARY, (4, length), generator=torch.Generator().manual_seed(2))
+    labels[0, -1] = -100
+    with torch.set_grad_enabled(graph):
+        told = evaluate(module, TOKENS, labels)
+        own = module(input_ids=TOKENS, labels=labels)
+    assert torch.equal(told.loss, own.loss)
+    assert told.targets is not None and told.targets.tolist() == labels[labels != -100].tolist()
+    assert told.logits is not None
+    torch.testing.assert_close(functional.cross_entropy(told.logits, told.targets), own.loss)
+
+
+def test_an_encoder_decoder_without_labels_is_refused(hugging_face: Callable[[str], nn.Module]) -> None:
+    with pytest.raises(InputError, match="encoder-decoder"):
+        evaluate(hugging_face("t5"), TOKENS, None)
