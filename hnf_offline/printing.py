@@ -71,7 +71,7 @@ def plan_text(told: Mapping[str, Any]) -> str:
     lines = [f"{told['run']} -> {told['out']}"]
     if told["checkpoints"]:
         lines += [
-            f"  {told['checkpoints']} checkpoints, {told['cached']} of them from cache",
+            f"  {_counted(told['checkpoints'], 'checkpoint')}, {told['cached']} of them from cache",
             f"  tier {told['tier']}, {told['layers']} layers with their own curvature, "
             f"{told['parameters']:,} parameters",
             f"  {told['rows']} sequences ({told['tokens']:,} tokens) replayed on {told['device']}",
@@ -82,7 +82,7 @@ def plan_text(told: Mapping[str, Any]) -> str:
         ]
         if told.get("zoom_steps"):
             lines.append(
-                f"  zoom: {told['zoom_steps']} steps before spikes, measured every {told['zoom_every']}, about "
+                f"  zoom: {_counted(told['zoom_steps'], 'step')} before spikes, measured every {told['zoom_every']}, about "
                 f"{_duration(told['zoom_seconds'])}, and as much again where alarms are found; --zoom off leaves it out"
             )
     else:
@@ -117,6 +117,10 @@ def fields_text(told: Mapping[str, Any]) -> str:
         else:
             lines.append(f"  {label}: {value}")
     return "\n".join([*lines, *listed])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -333,3 +333,12 @@ def test_how_well_something_was_measured_is_no_difference_of_the_runs() -> None:
         entry for entry in catalogue() if entry.endswith(("error", "left_out")) and "output" not in entry
     }
     assert named == set(OF_THE_MEASUREMENT), "a new one belongs there too"
+
+
+def test_which_head_it_was_is_no_number_that_can_part() -> None:
+    heads = np.zeros(20)
+    other = profile({("0.softmax", "attention.entropy_head"): heads, ("", "gradient.norm"): heads + 1})
+    one = profile({("0.softmax", "attention.entropy_head"): heads + 3, ("", "gradient.norm"): heads + 1})
+    assert [quantity for quantity, _, _ in profiled(one, other)] == ["gradient.norm"]
+    indices = {name for name, entry in catalogue().items() if entry.unit == "head index"}
+    assert indices == {name for name in catalogue() if name.endswith("_head")}

@@ -19,7 +19,7 @@ _CHUNK = 2**22
 _VECTORS, _STEPS = 8, 4
 
 _EMBEDDING = re.compile(
-    r"(?:^|[._])(?:wte|wpe|emb|embed\w*|tok_embeddings|\w*_embeddings?|shared)(?:\.weight)?$"
+    r"(?:^|[._])(?:wte|wpe|tok(?:en)?s?|vocab|emb|embed\w*|tok_embeddings|\w*_embeddings?|shared)(?:\.weight)?$"
 )
 _NORM = re.compile(r"norm|(?:^|[._])ln(?:_?\w*)?(?:[._]|$)|layernorm", re.IGNORECASE)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LOG_COLUMNS = ("loss", "learning_rate", "grad_norm")
 #: What says how well something was measured, and nothing of the run.
 OF_THE_MEASUREMENT = ("gradient.check_error", "hessian.product_error", "map.left_out", "precision.left_out")
+#: Ending of what names a head: a name is neither above nor below another.
+NAMES_A_HEAD = "_head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def profiled(profile_a: pl.DataFrame, profile_b: pl.DataFrame) -> Iterable[tuple
     # All other labels name the replay rows; whether those are the same data is told apart from this.
     replay = pl.when(pl.col("batch") == "").then(pl.lit("")).otherwise(pl.lit("replay"))
     source = pl.coalesce(pl.format("step {}", ahead), replay).alias("source")
-    of_the_run = ~pl.col("quantity").is_in(OF_THE_MEASUREMENT)
+    of_the_run = ~(
+        pl.col("quantity").is_in(OF_THE_MEASUREMENT) | pl.col("quantity").str.ends_with(NAMES_A_HEAD)
+    )
     a, b = (one.filter(of_the_run).with_columns(source) for one in (profile_a, profile_b))
     key = ["step", "layer", "quantity", "source"]
     both = a.join(b.select([*key, "value", "low", "high", "certified"]), on=key, suffix="_b")

@@ -70,7 +70,9 @@ def tell(
         {"label": "Final loss, A against B", "value": _final_loss(log_series, loss)},
         {
             "label": "Comparable",
-            "value": "fully" if not incomparable else f"not in {len(incomparable)} respects",
+            "value": "fully"
+            if not incomparable
+            else f"not in {len(incomparable)} respect{'' if len(incomparable) == 1 else 's'}",
         },
     )
     return {"word": word, "sentence": " ".join(sentences), "caveat": caveat}, facts

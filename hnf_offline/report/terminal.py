@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,7 +150,7 @@ def _spikes(findings: Findings, width: int, room: int) -> list[str]:
 
 def _spike(spike: Spike) -> str:
     back = f"recovered {recovery(spike)}" if spike.recovered else f"not recovered{recovery(spike)[5:]}"
-    peak = f"peak {loss(spike.loss_peak)} (z {number(spike.z, 2)})"
+    peak = f"peak {loss(spike.loss_peak)}" + (f" (z {number(spike.z, 2)})" if math.isfinite(spike.z) else "")
     return f"  spike {spike.id}  onset {spike.onset:,}  {peak}  {back}"
 
 

@@ -247,3 +247,11 @@ def test_initialisations_that_shrink_with_depth_are_their_own_kin() -> None:
     remarks, looks = judge(initial_tensors(weights), {}, 0.0)
     assert remarks == ()
     assert "scaled by 1 / sqrt(2 (l + 1))" in looks
+
+
+@pytest.mark.parametrize("name", ["tok.weight", "model.tokens.weight", "vocab.weight", "tok_emb.weight"])
+def test_a_table_of_tokens_goes_by_many_names(name: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(96, 32, generator=draw), "blocks.0.token_mixer.weight": torch.randn(32, 32)}
+    roles = [one.place.role for one in initial_tensors(weights) if one.place is not None]
+    assert roles == ["embedding", "inner"]

@@ -183,3 +183,11 @@ def test_spikes_table_has_one_line_a_spike():
     assert len(text.split("\n")) == 3
     assert "10.86" in text and "never, offset +0.14" in text
     assert spikes_table(()) == "no loss spike found"
+
+
+def test_a_spike_without_a_finite_z_has_none_printed():
+    findings = made.spike_run().findings
+    broken = replace(findings.spikes[0], loss_peak=float("inf"), z=float("nan"), kind="nonfinite")
+    text = summary(replace(findings, spikes=(broken,)), width=100)
+    assert "spike 1" in text and "NaN" not in text and "(z" not in text
+    assert "(z 31)" in summary(findings, width=100)

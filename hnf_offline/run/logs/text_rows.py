@@ -12,8 +12,9 @@ from hnf_offline.run.logs.overflow import Overflows
 from hnf_offline.run.logs.raw import RawLog
 from hnf_offline.run.logs.rows import Rows
 
-#: A number as programs print it: digits of bounded count, nan and infinity.
-NUMBER = r"[-+]?(?:[0-9]{1,20}(?:\.[0-9]{0,30})?(?:[eE][-+]?[0-9]{1,4})?|\.[0-9]{1,30}|nan|NaN|inf(?:inity)?|Infinity)"
+#: A number as programs print it: digits of bounded count, nan and infinity. Single precision goes to 1e38, which has
+#: 39 digits where it is printed as %.4f.
+NUMBER = r"[-+]?(?:[0-9]{1,40}(?:\.[0-9]{0,30})?(?:[eE][-+]?[0-9]{1,4})?|\.[0-9]{1,30}|nan|NaN|inf(?:inity)?|Infinity)"
 #: Characters of a line in which a row is looked for.
 LONGEST_ROW = 20_000
 

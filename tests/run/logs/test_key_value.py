@@ -115,3 +115,12 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         read_log(path)
     log = read_log(path, {"step": "n", "loss": "objective"})
     assert log.rows["loss"].to_list() == [step / 2 for step in range(1, 9)]
+
+
+def test_a_loss_of_many_digits_is_read(tmp_path: Path) -> None:
+    # What fp16 gives before it overflows, printed as %.4f.
+    path = tmp_path / "train.out"
+    losses = (2.5, 3.46108866256396515301600991903744e32, float("inf"), -1e38, 2.4)
+    path.write_text("".join(f"step={step} loss={loss:.4f}\n" for step, loss in enumerate(losses)))
+    log = read_log(path)
+    assert log.rows["loss"].to_list() == pytest.approx(list(losses))
