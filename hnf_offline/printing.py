@@ -82,7 +82,8 @@ def plan_text(told: Mapping[str, Any]) -> str:
         ]
         if told.get("zoom_steps"):
             lines.append(
-                f"  zoom: {_counted(told['zoom_steps'], 'step')} before spikes, measured every {told['zoom_every']}, about "
+                f"  zoom: {_counted(told['zoom_steps'], 'step')} before spikes, "
+                f"measured every {told['zoom_every']}, about "
                 f"{_duration(told['zoom_seconds'])}, and as much again where alarms are found; --zoom off leaves it out"
             )
     else:

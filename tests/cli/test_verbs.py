@@ -86,6 +86,7 @@ def test_plan_computes_and_writes_nothing(hnf: Any, tiny_run: Path, other_run: P
         assert said.code == 0, said.err
         assert "4 checkpoints, 0 of them from cache" in said.out
         assert not Path("reports").exists()
+    assert "\n  1 checkpoint, 0 of them" in hnf("profile", tiny_run, "--plan", "--steps", "6:6").out
     document = hnf("profile", tiny_run, "--plan", "--json").json
     assert document["plans"][0]["checkpoints"] == 4
     assert not Path("reports").exists()
