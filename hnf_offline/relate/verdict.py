@@ -113,6 +113,7 @@ def verdict(
     """
     logged, loss = column(log, "loss")
     trouble = worst(_telling(spikes, stories))
+    broken = next((found for found in pathologies if "nonfinite" in found.kind), None)
     if trouble is not None:
         end = int(logged[-1]) if logged.size else None
         measured = np.unique(points(profile, "hessian.stability_ratio")[0])
@@ -122,10 +123,14 @@ def verdict(
         shown = ours is not None and ours.p_value is not None and ours.p_value <= LEVEL
         # What a run shows of itself counts more than what others showed.
         doubts = " ".join(one for one in (sparse, "" if shown else no_warning(regimes)) if one)
-        return _spiked(trouble, spikes, stories, relations, advice, end, doubts)
+        told = _spiked(trouble, spikes, stories, relations, advice, end, doubts)
+        if broken is not None and broken.kind == "nonfinite-weights":
+            # A loss need not show it: some rows of an embedding are seldom read.
+            sentence = f"Not finite: {broken.evidence.rstrip('.')}. {told['sentence']}"
+            return {**told, "word": "Diverged", "sentence": sentence}
+        return told
     share = float(np.isfinite(loss).mean()) if loss.size else 0.0
     checkpoints = profile["step"].n_unique() if profile.height else 0
-    broken = next((found for found in pathologies if "nonfinite" in found.kind), None)
     if broken is not None:
         sentence = f"Not finite: {broken.evidence.rstrip('.')}."
         return {"word": "Diverged", "sentence": sentence, "caveat": ""}

@@ -195,3 +195,13 @@ def test_a_caveat_about_sharpness_needs_s() -> None:
     assert "sharpness" not in told["caveat"] and "not known" not in told["sentence"]
     low = table(rows("hessian.stability_ratio", steps, np.full(steps.size, 0.2)))
     assert "sharpness" in find(run_of(calm, low), low).verdict["caveat"]
+
+
+def test_weights_that_are_not_finite_come_before_a_spike_that_passed() -> None:
+    made = relaxation()
+    assert find(run_of(made.log, made.profile), made.profile).verdict["word"] == "Spike"
+    last = np.array([int(made.profile["step"].max())])  # type: ignore[arg-type]
+    dead = pl.concat([made.profile, table(rows("weight.nonfinite", last, np.array([0.01])))])
+    told = find(run_of(made.log, dead), dead).verdict
+    assert told["word"] == "Diverged" and told["sentence"].startswith("Not finite: 1")
+    assert f"checkpoint {last[0]}" in told["sentence"] and "loss spikes" in told["sentence"]
