@@ -230,7 +230,9 @@ def subtitle(run: Mapping[str, Any]) -> str:
     steps = run.get("steps")
     if isinstance(steps, list | tuple) and steps:
         parts.append(
-            f"steps {number(steps[0])}–{number(steps[-1])}" if len(steps) > 1 else f"step {steps[0]}"
+            f"steps {number(steps[0])}–{number(steps[-1])}"
+            if steps[0] != steps[-1]
+            else f"step {number(steps[0])}"
         )
     elif isinstance(steps, int | str):
         parts.append(f"{number(steps)} steps" if isinstance(steps, int) else clean(steps))

@@ -191,3 +191,12 @@ def test_a_spike_without_a_finite_z_has_none_printed():
     text = summary(replace(findings, spikes=(broken,)), width=100)
     assert "spike 1" in text and "NaN" not in text and "(z" not in text
     assert "(z 31)" in summary(findings, width=100)
+
+
+def test_one_checkpoint_has_one_step():
+    findings = made.spike_run().findings
+    alone = replace(findings, run={**findings.run, "steps": [1200, 1200]})
+    assert (
+        "step 1,200" in summary(alone, width=120).split("\n")[0]
+        and "–" not in summary(alone, width=120).split("\n")[0]
+    )

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 LAYOUT = "adapter"
 CONFIG = "adapter_config.json"
+#: Settings that PEFT keeps as sets and writes in an order of chance.
+_SETS = (
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+)
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -103,8 +111,14 @@ def configuration(checkpoint: Checkpoint) -> Mapping[str, Any]:
     said = plain_settings(config)
     training = dict(hf_trainer.training_settings(checkpoint.path))
     if said:
-        training["adapter"] = said
+        training["adapter"] = {
+            key: _in_order(value) if key in _SETS else value for key, value in said.items()
+        }
     return {"training": training} if training else {}
+
+
+def _in_order(names: Any) -> Any:
+    return sorted(names, key=str) if isinstance(names, list | tuple) else names
 
 
 def _has_whole_model(folder: Path) -> bool:

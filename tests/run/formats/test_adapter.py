@@ -80,3 +80,14 @@ def test_two_adapters_in_one_checkpoint_are_not_mixed(tmp_path: Path) -> None:
         written(tmp_path / "checkpoint-9" / name, ["a.lora_A.weight"])
     checkpoints, skipped = find(tmp_path)
     assert checkpoints == [] and "2 adapters: first, second" in skipped[0].reason
+
+
+def test_the_order_of_target_modules_is_no_setting(tmp_path: Path) -> None:
+    # PEFT keeps them as a set: each process writes them in another order.
+    names = [f"{BASE}.0.self_attn.q_proj.lora_A.weight"]
+    orders = ["v_proj", "q_proj", "down_proj"], ["down_proj", "v_proj", "q_proj"]
+    written(tmp_path / "one" / "checkpoint-9", names, target_modules=orders[0], layers_to_transform=[2, 1])
+    written(tmp_path / "other" / "checkpoint-9", names, target_modules=orders[1], layers_to_transform=[1, 2])
+    one, other = (open_run(tmp_path / name).configuration for name in ("one", "other"))
+    assert one["training.adapter.target_modules"] == other["training.adapter.target_modules"]
+    assert one["training.adapter.layers_to_transform"] != other["training.adapter.layers_to_transform"]
