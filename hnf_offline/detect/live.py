@@ -18,8 +18,12 @@ def onset_losses(log: pl.DataFrame, spikes: Sequence[Spike]) -> dict[int, float]
         Id of the spike -> loss at its onset.
     """
     steps, losses = loss_of(log)
-    at = dict(zip(steps.tolist(), losses.tolist(), strict=True))
-    return {spike.id: at.get(spike.onset, float("nan")) for spike in spikes}
+    if not steps.size:
+        return {spike.id: float("nan") for spike in spikes}
+    onsets = np.array([spike.onset for spike in spikes], dtype=np.int64)
+    rows = np.minimum(np.searchsorted(steps, onsets), steps.size - 1)
+    found = np.where(steps[rows] == onsets, losses[rows], np.nan)
+    return {spike.id: float(loss) for spike, loss in zip(spikes, found, strict=True)}
 
 
 def certain_ends(log: pl.DataFrame, spikes: Sequence[Spike]) -> dict[int, int]:
@@ -43,8 +47,8 @@ def certain_ends(log: pl.DataFrame, spikes: Sequence[Spike]) -> dict[int, int]:
         if spike.end is None:
             continue
         end = int(np.searchsorted(steps, spike.end))
-        later = np.arange(end + BACK_ROWS, steps.size)
-        beyond = (later - end > AGAIN_ROWS) | (steps[later] - spike.end > STEPS_PER_ROW * AGAIN_ROWS)
-        if beyond.any():
-            certain[spike.id] = int(steps[later[beyond.argmax()]])
+        beyond = np.searchsorted(steps, spike.end + STEPS_PER_ROW * AGAIN_ROWS, side="right")
+        row = max(end + BACK_ROWS, min(end + AGAIN_ROWS + 1, int(beyond)))
+        if row < steps.size:
+            certain[spike.id] = int(steps[row])
     return certain

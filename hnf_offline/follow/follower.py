@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from hnf_offline.errors import InputError, UserError, spelled
 from hnf_offline.follow.asked import Following, Waiting
 from hnf_offline.follow.history import joined
-from hnf_offline.follow.settled import PATIENCE, Settling, signature
+from hnf_offline.follow.settled import PATIENCE, Settling, Signature, signature
 
 if TYPE_CHECKING:
     import polars as pl
 
     from hnf_offline.report.monitor import Remark
+    from hnf_offline.run.open import Found
     from hnf_offline.run.records import Checkpoint, Run, Skipped
 
 #: The replayed loss of checkpoint s is held against the log of the steps s to s + 2 (profile.checkpoint).
@@ -68,8 +69,12 @@ class _Live:
         self.following = following
         self.never_read: UserError | None = None
         self.changed = True
+        from hnf_offline.run.logs.growing import Memory
+
+        self._memory = Memory()
         self._settling = Settling(following.interval, following.now)
         self._files: dict[str, tuple[int, int]] | None = None
+        self._found: Found | None = None
         self._looks = 0  # since anything changed
         self._run: Run | None = None
         self._log: pl.DataFrame | None = None
@@ -79,6 +84,8 @@ class _Live:
         self._pending: tuple[Checkpoint, ...] = ()
         self._half: list[int] = []  # steps of checkpoints of which a part is written
         self._again: list[int] = []
+        self._restarts: set[int] = set()  # of the log, as at the last look
+        self._shorter = False  # whether the log was shorter than before at the last look, and may be half written
         self._told: set[str] = set()
         self._said: set[tuple[object, ...]] = set()
         self._texts: set[str] = set()
@@ -92,10 +99,12 @@ class _Live:
         files = signature([self.following.path, *self._elsewhere()])
         changed = files != self._files
         first = self._files is None
+        if changed and not _only_logs(self._files or {}, files, self._logs()):
+            self._found = None
         self._files = files
         self._looks = 0 if changed else self._looks + 1
         # What is still settling is looked at again, and what stays as it is counts as whole in the end.
-        waits = bool(self._pending or self._half) or self.never_read is not None
+        waits = bool(self._pending or self._half or self._shorter) or self.never_read is not None
         self.changed = changed or first or self._looks == PATIENCE or (waits and self._looks < PATIENCE)
         return changed
 
@@ -108,12 +117,13 @@ class _Live:
         Returns:
             What is new, in order.
         """
+        from hnf_offline.run.logs.growing import remembering
         from hnf_offline.run.logs.lines import only_whole_lines
 
         quiet = final or self._looks >= PATIENCE
         try:
             # Output that goes through a buffer ends within a line for minutes.
-            with nullcontext() if final else only_whole_lines():
+            with remembering(self._memory), nullcontext() if final else only_whole_lines():
                 run = self._open()
         except InputError as error:
             if self._looks:
@@ -124,7 +134,7 @@ class _Live:
             run = replace(self._run, checkpoints=(), log=None)
         self._run, self.never_read = run, None
         self._tell_skipped(run, quiet)
-        self._take_log(run)
+        self._take_log(run, final)
         self._measure(run, quiet)
         return self._new(run, quiet)
 
@@ -138,14 +148,27 @@ class _Live:
         return Waiting(step, len(self._measured), len(self._pending) + len(self._half), seconds)
 
     def _elsewhere(self) -> list[Path]:
-        # Files of the log that run.toml names, which may lie beside the run.
-        return [] if self._run is None or self._run.log is None else list(self._run.log.files)
+        # What --manifest names, and files of the log that run.toml names: they may lie beside the run.
+        named = [] if self.following.manifest is None else [self.following.manifest]
+        return named if self._run is None or self._run.log is None else [*named, *self._run.log.files]
+
+    def _logs(self) -> frozenset[str]:
+        # Those that belong to no checkpoint, as trainer_state.json does.
+        if self._run is None or self._run.log is None:
+            return frozenset()
+        saved = {one.path for one in self._run.checkpoints} - {self.following.path}
+        return frozenset(str(one) for one in self._run.log.files if saved.isdisjoint(one.parents))
 
     def _open(self) -> Run:
-        from hnf_offline.run import open_run
+        from hnf_offline.run.open import find_checkpoints, open_run
+        from hnf_offline.run.remote import local_path
 
         asked = self.following
-        return open_run(asked.path, asked.manifest, columns=asked.columns, memory_map=asked.memory_map)
+        if self._found is None:
+            self._found = find_checkpoints(local_path(asked.path), asked.manifest)
+        return open_run(
+            asked.path, asked.manifest, columns=asked.columns, memory_map=asked.memory_map, found=self._found
+        )
 
     def _tell(self, text: str) -> None:
         if text not in self._told:
@@ -171,7 +194,7 @@ class _Live:
         self._settling.look(inside)
         return self._settling.unchanged(inside) >= PATIENCE
 
-    def _take_log(self, run: Run) -> None:
+    def _take_log(self, run: Run, final: bool) -> None:
         import polars as pl
 
         if run.log is None:
@@ -180,6 +203,12 @@ class _Live:
         if before is not None and self._shift:
             before = before.with_columns(pl.col("step") - self._shift)
         rows, again = joined(before, run.log)
+        # A file that is written whole, as trainer_state.json is, may be looked at when half of it is there.
+        back = set(run.log.restarts) - self._restarts
+        self._shorter = again is not None and not back and not self._shorter and not final
+        if self._shorter:
+            return
+        self._restarts = set(run.log.restarts)
         if again is not None:
             again += self._shift
             self._again.append(again)
@@ -308,6 +337,24 @@ class _Live:
 
 
 _LOG_SCHEMA = {"step": int, "loss": float, "grad_norm": float, "learning_rate": float}
+
+
+def _only_logs(before: Signature, after: Signature, logs: frozenset[str]) -> bool:
+    """Say whether nothing changed but logs: then the checkpoints are as they were.
+
+    Args:
+        before: the files at the last look.
+        after: the files now.
+        logs: files that are the log.
+
+    Returns:
+        False where a file came or went, or another one changed.
+    """
+    if before.keys() != after.keys():
+        return False
+    changed = (name for name, state in after.items() if before[name] != state)
+    # Beside checkpoints lie what TensorBoard and W&B append to.
+    return all(name in logs or "tfevents" in name or name.endswith(".wandb") for name in changed)
 
 
 def _is_after(about: tuple[object, ...], step: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,32 @@ _GPT_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 _REMEDY = "point at the folder that holds the checkpoints or the log, or name them in a run.toml there"
 
 
+#: Checkpoints, and what was passed over and why.
+Found = tuple[Sequence[Checkpoint], Sequence[Skipped]]
+
+
+def find_checkpoints(path: Path, manifest: Path | None = None) -> Found:
+    """Find the checkpoints of a run and nothing else, as `open_run` does.
+
+    Args:
+        path: a run directory or a file, on this disk.
+        manifest: a run.toml to read instead of the one in the directory.
+
+    Returns:
+        The checkpoints, and what was passed over.
+    """
+    folder = path if path.is_dir() else path.parent
+    said = read_manifest(folder, manifest) if path.is_dir() or manifest else Manifest()
+    return formats.find(path, said.checkpoint_glob)
+
+
 def open_run(
     path: Path | str,
     manifest: Path | str | None = None,
     *,
     columns: Mapping[str, str] | None = None,
     memory_map: bool = True,
+    found: Found | None = None,
 ) -> Run:
     """Find the checkpoints, log, batches, model and settings of a run.
 
@@ -40,6 +60,7 @@ def open_run(
         manifest: a run.toml to read instead of the one in the directory.
         columns: our column name -> name in the log; wins over the manifest's.
         memory_map: whether weight files may be mapped into memory.
+        found: what `find_checkpoints` found, where it was asked before and nothing of that has changed.
 
     Returns:
         The run; what could not be read is in `skipped`, what is not there in `missing`.
@@ -64,7 +85,8 @@ def open_run(
     )
     said = replace(said, columns={**said.columns, **(columns or {})})
 
-    checkpoints, skipped = formats.find(path, said.checkpoint_glob)
+    found = formats.find(path, said.checkpoint_glob) if found is None else found
+    checkpoints, skipped = list(found[0]), list(found[1])
     checkpoints = [replace(checkpoint, memory_map=memory_map) for checkpoint in checkpoints]
     skipped += left_out
     if path.is_file() and not checkpoints:

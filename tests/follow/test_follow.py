@@ -123,6 +123,89 @@ def test_a_log_alone_is_followed(grown: Grown, capsys: pytest.CaptureFixture[str
     assert not (grown.out / "profile").exists()
 
 
+def spelled_csv(step: int, row: dict[str, float]) -> str:
+    head = "step,loss,grad_norm,lr\n" if step == 1 else ""
+    return head + f"{step},{row['loss']},{row['grad_norm']},{row.get('lr', 0.001)}\n"
+
+
+def spelled_text(step: int, row: dict[str, float]) -> str:
+    return f"step={step} loss={row['loss']:.6f} grad_norm={row['grad_norm']:.5f}\n"
+
+
+def spelled_console(step: int, row: dict[str, float]) -> str:
+    return f"{{'step': {step}, 'loss': {row['loss']}, 'grad_norm': {row['grad_norm']}, 'epoch': 0.5}}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [("metrics.csv", spelled_csv), ("train.log", spelled_text), ("console.log", spelled_console)],
+)
+def test_a_log_of_another_format_is_followed(
+    name: str,
+    spelled: Callable[[int, dict[str, float]], str],
+    grown: Grown,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Written through a buffer, so that it ends within a line most of the time; and resumed at step 420."""
+    log = grown.run / name
+    steps = {step: json.loads(line) for step, line in log_lines().items() if step <= 480}
+    text = "".join(spelled(step, row) for step, row in steps.items())
+    resumed = text + "".join(spelled(step, steps[step]) for step in range(421, 481))
+    append(log, resumed[:777])
+    pieces = [resumed[start : start + 3_001] for start in range(777, len(resumed), 3_001)]
+    told = grown.follow([partial(append, log, piece) for piece in pieces])
+    after = afterwards(grown.run, "stability", capsys)
+    # The row that went back may have come in a look of its own: what had been told stays told.
+    assert sorted(told) == sorted(after) and any("RESTART] Step 421" in line for line in told)
+    assert [line.split(":")[0] for line in told if line.startswith("[SPIKE]")] == [
+        "[SPIKE] Step 210",
+        "[SPIKE] Step 392",
+    ]
+
+
+def test_trainer_state_is_followed(grown: Grown, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written whole at every save; half of it is what was read before."""
+    state = grown.run / "trainer_state.json"
+    steps = [json.loads(line) for line in log_lines().values()]
+    rows_of = [{"step": one["step"], "loss": one["loss"], "grad_norm": one["grad_norm"]} for one in steps]
+
+    def written(last: int, part: float = 1.0) -> Callable[[], None]:
+        text = json.dumps({"log_history": rows_of[:last], "global_step": last}, indent=1)
+        return lambda: state.write_text(text[: int(part * len(text))])
+
+    written(100)()
+    script = [written(last, part) for last in range(150, 481, 30) for part in (0.4, 1.0)]
+    told = grown.follow(script)
+    assert told == afterwards(grown.run, "stability", capsys)
+    assert sum(line.startswith("[SPIKE]") for line in told) == 2 and not any("RESTART" in one for one in told)
+
+
+def test_looks_at_a_log_find_the_checkpoints_once(grown: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are gone through again only where something but the log has changed."""
+    from hnf_offline.run import formats
+
+    found: list[int] = []
+    before = formats.find
+
+    def counted(path: Path, glob: str | None = None) -> object:
+        found.append(grown.pauses)
+        return before(path, glob)
+
+    monkeypatch.setattr(formats, "find", counted)
+    run, lines = grown.run, log_lines()
+    for name in ("config.json", "batches.safetensors"):
+        shutil.copyfile(SPIKY / name, run / name)
+    log = run / "log.jsonl"
+    append(log, "".join(lines[step] for step in range(1, 158)))
+    save(SPIKY / "checkpoints/step-000156", run / "checkpoints/step-000156")
+    more = [partial(append, log, lines[step]) for step in range(158, 172)]
+    late = partial(save, SPIKY / "checkpoints/step-000168", run / "checkpoints/step-000168")
+    grown.follow([*more, late, *[lambda: None] * 7], tier="forward")
+    assert grown.measured == [156, 168]
+    assert len([pause for pause in found if 2 < pause < len(more)]) == 0
+    assert len(more) + 1 in found
+
+
 def test_the_log_file_itself_is_followed(grown: Grown) -> None:
     log = only_log(grown, 1, 205)
     grown.run = log

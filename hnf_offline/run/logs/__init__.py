@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,10 @@ from hnf_offline.run.logs import (
     wandb_folder,
 )
 from hnf_offline.run.logs.columns import choose_columns
+from hnf_offline.run.logs.growing import memory
 from hnf_offline.run.logs.lines import head
 from hnf_offline.run.logs.merge import Segment, merge
-from hnf_offline.run.logs.raw import LogFormat, RawLog
+from hnf_offline.run.logs.raw import LogFormat, RawLog, Reading
 from hnf_offline.run.records import Log
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ def format_of(path: Path) -> str | None:
     Returns:
         A key of `LOG_FORMATS`, None where no format recognises it.
     """
+    known = memory()
+    return _format_of(path) if known is None else known.format_of(path, lambda: _format_of(path))
+
+
+def _format_of(path: Path) -> str | None:
     if path.is_dir():
         return next((name for name, one in LOG_FORMATS.items() if one.recognises(path, "")), None)
     # A pipe would be waited for.
@@ -109,24 +115,31 @@ def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | Non
         InputError: when a file has no known format, no step or loss column, or no row.
     """
     files = [Path(path)] if isinstance(path, Path | str) else list(path)
+    if not files:
+        raise InputError("no log file was named", remedy="name at least one")
+    columns = columns or {}
+    read = [_read(file, columns) for file in files]
+    known = memory()
+    if known is None:
+        return _merged(files, read, columns)
+    key = ("merged", *files, *sorted(columns.items()))
+    return known.made(key, [raw for _, raw in read], lambda: _merged(files, read, columns))
+
+
+def _merged(files: Sequence[Path], read: Sequence[tuple[str, RawLog]], columns: Mapping[str, str]) -> Log:
     segments: list[Segment] = []
     skipped = 0
     used: dict[str, str] = {}
-    known: dict[str, None] = {}
     notes: dict[str, None] = {}
-    for file in files:
-        name, raw = _read(file, columns or {})
-        known[name] = None
+    for file, (_, raw) in zip(files, read, strict=True):
         notes |= dict.fromkeys(raw.notes)
-        chosen = choose_columns(raw.frame.columns, _counts(raw.frame), columns or {}, file)
+        chosen = choose_columns(raw.frame.columns, _counts(raw.frame), columns, file)
         rows, unusable = _renamed(raw.frame, chosen)
         skipped += raw.skipped_lines + unusable
         used |= chosen
         if rows["loss"].null_count() == rows.height:
             raise InputError(f"has no row with a step and a loss ({chosen['loss']})", path=file)
         segments.append(Segment(file, rows))
-    if not segments:
-        raise InputError("no log file was named", remedy="name at least one")
     merged = merge(segments)
     return Log(
         _ordered(merged.rows),
@@ -135,7 +148,7 @@ def read_log(path: Path | str | Sequence[Path], columns: Mapping[str, str] | Non
         skipped,
         merged.restarts,
         used,
-        formats=tuple(known),
+        formats=tuple(dict.fromkeys(name for name, _ in read)),
         segments=merged.segments,
         disagreeing=merged.disagreeing,
         notes=tuple(notes),
@@ -147,21 +160,47 @@ def _read(file: Path, columns: Mapping[str, str]) -> tuple[str, RawLog]:
         raise InputError("is not there", path=file, remedy="check the spelling")
     if not file.is_file() and not file.is_dir():
         raise InputError("is neither a file nor a folder", path=file, remedy="save what it gives to a file")
+    known = memory()
+    if known is not None:
+        return known.read(
+            file,
+            columns,
+            lambda: _known_format(file, columns),
+            lambda name: _begun(name, file, columns),
+            _LONG_HEAD,
+        )
+    name = _known_format(file, columns)
+    begun = _begun(name, file, columns)
+    return name, begun if isinstance(begun, RawLog) else begun.more()
+
+
+def _known_format(file: Path, columns: Mapping[str, str]) -> str:
     name = format_of(file)
     if name is not None:
-        return name, LOG_FORMATS[name].read(file)
+        return name
     if file.is_dir():
         raise InputError("is a folder without a log of a known format", path=file, remedy="name the log file")
     if columns:
-        try:
-            return _LAST, key_value.read_named(file, columns)
-        except InputError:
-            pass  # the message below says more
-    raise InputError(
+        return _LAST
+    raise _unknown(file)
+
+
+def _unknown(file: Path) -> InputError:
+    return InputError(
         "is no log of a known format",
         path=file,
         remedy=f"known are {', '.join(LOG_FORMATS)}; a text log needs a step and a loss in each row",
     )
+
+
+def _begun(name: str, file: Path, columns: Mapping[str, str]) -> Reading | RawLog:
+    if name == _LAST and columns and format_of(file) is None:
+        try:
+            return key_value.read_named(file, columns)
+        except InputError as error:
+            raise _unknown(file) from error  # which says more
+    begin: Callable[[Path], Reading] | None = getattr(LOG_FORMATS[name], "begin", None)
+    return LOG_FORMATS[name].read(file) if begin is None else begin(file)
 
 
 def _counts(frame: pl.DataFrame) -> dict[str, int]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.text_rows import NUMBER, read_rows, seen
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.text_rows import NUMBER, TextRows, seen
 
 # Source: karpathy/build-nanogpt train_gpt2.py, training loop: "step {step:5d} | loss: {loss:.6f} | lr {lr:.4e}
 # | norm: {norm:.4f} | dt: {ms:.2f}ms | tok/sec: {tokens:.2f}", "validation loss: {loss:.4f}"; log/log.txt holds
@@ -37,7 +37,16 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    return read_rows(path, _Parser(), "build-nanogpt")
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return TextRows(path, _Parser(), "build-nanogpt")
 
 
 class _Parser:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 
 from hnf_offline.errors import InputError
+from hnf_offline.run.logs.blocks import Lines
 from hnf_offline.run.logs.columns import meaning
 from hnf_offline.run.logs.console_steps import ConsoleSteps
-from hnf_offline.run.logs.lines import Lines
 from hnf_offline.run.logs.overflow import Overflows
-from hnf_offline.run.logs.raw import RawLog, as_number, flatten
+from hnf_offline.run.logs.raw import RawLog, Reading, as_number, flatten
 from hnf_offline.run.logs.rows import Rows
 from hnf_offline.run.logs.text_rows import LONGEST_ROW, NUMBER
 
@@ -43,43 +44,67 @@ def read(path: Path) -> RawLog:
 
     Returns:
         Its numeric columns.
-
-    Raises:
-        InputError: when there is no training row.
     """
-    rows = Rows()
-    overflows = Overflows()
-    steps = ConsoleSteps()
-    lines = Lines(path)
-    trained = False
-    skipped = 0
-    for line in lines:
-        if overflows.reads(line):
-            continue
-        start = next((at for at in (line.find("{'"), line.find('{"')) if at >= 0), -1)
-        if start < 0:
-            steps.line(line)
-            continue
-        text = line[start : start + LONGEST_ROW]
-        end = text.rfind("}") + 1
-        row = _numbers(text[:end]) if end else {}
-        if not row or "train_runtime" in row or not any("loss" in name for name in row):
-            # A row of which the end is missing: what is left of it says that it was one.
-            skipped += not end and ("'loss':" in text or '"loss":' in text)
-            continue
-        trained = trained or _is_training(row)
-        steps.row(rows.height, row)
-        rows.add(overflows.added(row))
-    overflows.finish(rows)
-    if not trained:
-        raise InputError("holds no row with a loss", path=path, remedy="name the log that training wrote")
-    frame = rows.frame()
-    notes = (*lines.notes(), *rows.notes())
-    if any(meaning(name) == "step" for name in frame.columns):
-        return RawLog(frame, skipped + lines.overlong, notes)
-    numbers, note = steps.numbered()
-    frame = frame.with_columns(numbers.alias("step"))
-    return RawLog(frame, skipped + lines.overlong, (*notes, note))
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return _ConsoleRows(path)
+
+
+class _ConsoleRows:
+    def __init__(self, path: Path) -> None:
+        self._lines = Lines(path)
+        self._rows = Rows()
+        self._overflows = Overflows()
+        self._steps = ConsoleSteps()
+        self._trained = False
+        self._skipped = 0
+
+    def more(self) -> RawLog:
+        self._read()
+        if not self._trained:
+            raise InputError(
+                "holds no row with a loss", path=self._lines.path, remedy="name the log that training wrote"
+            )
+        rows = self._rows
+        if self._overflows.seen:
+            rows = rows.copy()  # more may follow
+            copy(self._overflows).finish(rows)
+        frame = rows.frame()
+        skipped = self._skipped + self._lines.overlong
+        notes = (*self._lines.notes(), *rows.notes())
+        if any(meaning(name) == "step" for name in frame.columns):
+            return RawLog(frame, skipped, notes)
+        numbers, note = self._steps.numbered()
+        return RawLog(frame.with_columns(numbers.alias("step")), skipped, (*notes, note))
+
+    def places(self) -> dict[Path, int]:
+        return self._lines.blocks.places()
+
+    def _read(self) -> None:
+        for line in self._lines:
+            if self._overflows.reads(line):
+                continue
+            start = next((at for at in (line.find("{'"), line.find('{"')) if at >= 0), -1)
+            if start < 0:
+                self._steps.line(line)
+                continue
+            text = line[start : start + LONGEST_ROW]
+            end = text.rfind("}") + 1
+            row = _numbers(text[:end]) if end else {}
+            if not row or "train_runtime" in row or not any("loss" in name for name in row):
+                # A row of which the end is missing: what is left of it says that it was one.
+                self._skipped += not end and ("'loss':" in text or '"loss":' in text)
+                continue
+            self._trained = self._trained or _is_training(row)
+            self._steps.row(self._rows.height, row)
+            self._rows.add(self._overflows.added(row))
 
 
 def _numbers(text: str) -> dict[str, float]:

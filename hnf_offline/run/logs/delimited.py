@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.logs.blocks import Blocks
 from hnf_offline.run.logs.columns import meaning
-from hnf_offline.run.logs.raw import RawLog, as_number, numeric
-from hnf_offline.run.logs.rows import MOST_COLUMNS, joined
+from hnf_offline.run.logs.raw import RawLog, Reading, as_number, numeric
+from hnf_offline.run.logs.rows import MOST_COLUMNS, compact, joined
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,33 +54,56 @@ def read(path: Path) -> RawLog:
 
     Returns:
         Its numeric columns.
-
-    Raises:
-        InputError: when the file is empty.
     """
-    blocks = Blocks(path)
-    table: _Table | None = None
-    frames: list[pl.DataFrame] = []
-    rest = b""
-    for block in blocks:
-        text = rest + block
-        if b'"' in text and text.count(b'"') % 2 and len(text) < _LONGEST_ROW:
-            rest = text  # a quoted cell goes on in the next block
-            continue
-        rest = b""
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read delimited text that may be appended to.
+
+    Lightning's CSVLogger writes metrics.csv anew where a metric with a new name comes: the header differs then, so
+    it is read anew too.
+
+    Returns:
+        What reads it.
+    """
+    return _Delimited(path)
+
+
+class _Delimited:
+    def __init__(self, path: Path) -> None:
+        self._blocks = Blocks(path)
+        self._table: _Table | None = None
+        self._frames: list[pl.DataFrame] = []
+        self._rest = b""  # a quoted cell that goes on in the next block
+
+    def more(self) -> RawLog:
+        for block in self._blocks:
+            text = self._rest + block
+            if b'"' in text and text.count(b'"') % 2 and len(text) < _LONGEST_ROW:
+                self._rest = text
+                continue
+            self._rest = b""
+            if self._table is None:
+                self._table, text = _begin(text)
+            if self._table is not None:
+                self._frames = compact([*self._frames, *self._table.frames(text)])
+        table, frames = self._table, self._frames
+        if self._rest:
+            # What is not complete is read as it stands; whether it goes on is seen when more was written.
+            table, rest = _begin(self._rest) if table is None else (copy(table), self._rest)
+            frames = frames if table is None else [*frames, *table.frames(rest)]
         if table is None:
-            table, text = _begin(text)
-        if table is not None:
-            frames.extend(table.frames(text))
-    if rest:
-        if table is None:
-            table, rest = _begin(rest)
-        if table is not None:
-            frames.extend(table.frames(rest))
-    if table is None:
-        raise InputError("is empty", path=path, remedy="name the log file that training wrote")
-    frame, notes = joined(frames)
-    return RawLog(frame, table.skipped + blocks.overlong, (*blocks.notes(), *notes, *table.notes))
+            raise InputError(
+                "is empty", path=self._blocks.path, remedy="name the log file that training wrote"
+            )
+        frame, notes = joined(frames)
+        return RawLog(
+            frame, table.skipped + self._blocks.overlong, (*self._blocks.notes(), *notes, *table.notes)
+        )
+
+    def places(self) -> dict[Path, int]:
+        return self._blocks.places()
 
 
 class _Table:

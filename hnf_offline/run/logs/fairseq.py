@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.run.logs.raw import RawLog, as_number, flatten
-from hnf_offline.run.logs.text_rows import NUMBER, read_rows, seen
+from hnf_offline.run.logs.raw import RawLog, Reading, as_number, flatten
+from hnf_offline.run.logs.text_rows import NUMBER, TextRows, seen
 
 # Source: facebookresearch/fairseq@0400ebb fairseq/logging/progress_bar.py: JsonProgressBar.log and .print (whose
 # keys begin with "train_" or "valid_"), SimpleProgressBar.log ("{prefix}:  {i:5d} / {size:d} k=v, k=v") and .print
@@ -41,7 +41,16 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    return read_rows(path, _parse, "fairseq")
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return TextRows(path, _parse, "fairseq")
 
 
 def _parse(line: str) -> Mapping[str, float] | None:

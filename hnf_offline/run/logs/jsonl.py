@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from hnf_offline.run.logs.blocks import Blocks
 from hnf_offline.run.logs.json_blocks import JsonReader
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.rows import joined
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.rows import compact, joined
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,15 +45,36 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    blocks = Blocks(path)
-    reader = JsonReader()
-    frames = [frame for block in blocks for frame in reader.frames(block)]
-    frame, notes = joined(frames)
-    return RawLog(
-        _without_empty_rows(frame),
-        reader.skipped + blocks.overlong,
-        (*blocks.notes(), *reader.notes(), *notes),
-    )
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read JSON lines that may be appended to.
+
+    Returns:
+        What reads them.
+    """
+    return _JsonLines(path)
+
+
+class _JsonLines:
+    def __init__(self, path: Path) -> None:
+        self._blocks = Blocks(path)
+        self._reader = JsonReader()
+        self._frames: list[pl.DataFrame] = []
+
+    def more(self) -> RawLog:
+        for block in self._blocks:
+            self._frames = compact([*self._frames, *self._reader.frames(block)])
+        frame, notes = joined(self._frames)
+        return RawLog(
+            _without_empty_rows(frame),
+            self._reader.skipped + self._blocks.overlong,
+            (*self._blocks.notes(), *self._reader.notes(), *notes),
+        )
+
+    def places(self) -> dict[Path, int]:
+        return self._blocks.places()
 
 
 def _is_object(line: str) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hnf_offline.run.logs.columns import meaning, seems_a_loss
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.text_rows import LONGEST_ROW, NUMBER, read_rows
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.text_rows import LONGEST_ROW, NUMBER, TextRows
 
 _WORD = r"[A-Za-z_][A-Za-z0-9_./%()]{0,60}"
 _NAME = rf"{_WORD}(?:[ -]{_WORD}){{0,3}}"
@@ -72,9 +72,21 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
     parser = _Parser()
-    raw = read_rows(path, parser, "key=value")
-    return RawLog(raw.frame, raw.skipped_lines, (*raw.notes, _COUNTED_ON)) if parser.placed else raw
+
+    def finish(raw: RawLog) -> RawLog:
+        return RawLog(raw.frame, raw.skipped_lines, (*raw.notes, _COUNTED_ON)) if parser.placed else raw
+
+    return TextRows(path, parser, "key=value", finish)
 
 
 def read_named(path: Path, columns: Mapping[str, str]) -> RawLog:
@@ -83,7 +95,7 @@ def read_named(path: Path, columns: Mapping[str, str]) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    return read_rows(path, _Parser(columns.values()), "key=value")
+    return TextRows(path, _Parser(columns.values()), "key=value").more()
 
 
 class _Parser:

@@ -1,4 +1,4 @@
-"""Lines of a text file in bounded memory: compressed or not, any line ending, lines of any length."""
+"""How text files are opened: compressed or not, any encoding, any line ending, in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +21,8 @@ LONGEST_TEXT = 4_000_000_000
 #: A compressed file may unpack to the first, or to this many times its size; no log packs so well.
 _UNPACKED, _PACKING = 200_000_000, 100
 _GZIP = b"\x1f\x8b"
+#: First bytes of a file, which tell its encoding.
+ENCODING = 64
 _BYTE_ORDER_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
 #: Colours and cursor movements of terminals (ECMA-48), and control characters other than tab and line ends.
 _NOISE = re.compile(
@@ -57,65 +58,6 @@ def is_left_for_later() -> bool:
         True within `only_whole_lines`.
     """
     return _ONLY_WHOLE.get()
-
-
-@dataclass(slots=True)
-class Lines:
-    """The lines of a text file, without their endings, colours and control characters; iterate once.
-
-    Attributes:
-        path: the file; gzip is recognised by its content.
-        overlong: lines passed over because they were longer than `LONGEST_LINE`, known after iterating.
-        broken: whether the file ended in the middle of its compressed data, known after iterating.
-        cut: whether the file went on after what may be read of it, known after iterating.
-        unended: whether the line that was read last had no ending, so may have been cut off.
-    """
-
-    path: Path
-    overlong: int = 0
-    broken: bool = False
-    cut: bool = False
-    unended: bool = False
-
-    def __iter__(self) -> Iterator[str]:
-        """Read line after line; a carriage return ends a line too, as progress bars write it.
-
-        Yields:
-            The lines; bytes that are no text in the file's encoding become U+FFFD.
-
-        Raises:
-            InputError: when the file cannot be opened.
-        """
-        read = 0
-        most = most_text(self.path)
-        with open_text(self.path) as file:
-            try:
-                while True:
-                    line = file.readline(LONGEST_LINE)
-                    if not line:
-                        return
-                    read += len(line)
-                    if len(line) == LONGEST_LINE and not line.endswith("\n"):
-                        self.overlong += 1
-                        while line and not line.endswith("\n") and read <= most:
-                            line = file.readline(LONGEST_LINE)
-                            read += len(line)
-                    elif line.endswith("\n") or not is_left_for_later():
-                        self.unended = not line.endswith("\n")
-                        yield without_noise(line.rstrip("\n"))
-                    if read > most:
-                        self.cut = True
-                        return
-            except (OSError, EOFError, zlib.error):
-                self.broken = True  # truncated or damaged compressed data; what came before counts
-
-    def notes(self) -> tuple[str, ...]:
-        """Say what of the file was not read, known after iterating.
-
-        Returns:
-            A sentence for each.
-        """
-        return left_unread(self.broken, self.cut)
 
 
 def left_unread(broken: bool, cut: bool) -> tuple[str, ...]:
@@ -181,7 +123,7 @@ def open_bytes(path: Path) -> tuple[IO[bytes], str]:
     if packed:
         file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
     try:
-        start = file.read(64)
+        start = file.read(ENCODING)
         file.seek(0)
     except (OSError, EOFError, zlib.error):
         start = b""

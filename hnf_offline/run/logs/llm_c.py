@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.text_rows import NUMBER, read_rows, seen
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.text_rows import NUMBER, TextRows, seen
 
 # Sources: karpathy/llm.c@046d001 llmc/logger.h (main.log: trl is the train loss, tel the validation loss, eval
 # HellaSwag); @5afc570 train_gpt2.cu, main: "step %4d/%d | loss %7.6f (%+.2fz)| norm %6.4f (%+.2fz)| lr %.2e |
@@ -46,7 +46,16 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    return read_rows(path, _Parser(), "llm.c")
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return TextRows(path, _Parser(), "llm.c")
 
 
 class _Parser:

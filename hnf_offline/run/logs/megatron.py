@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.text_rows import NUMBER, read_rows, seen
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.text_rows import NUMBER, TextRows, seen
 
 # Sources: NVIDIA/Megatron-LM@86df799 megatron/training/training.py, training_log and
 # evaluate_and_print_results: every field ends with "|", a skipped iteration has no grad norm. Until 2020 (and in
@@ -36,7 +36,16 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns.
     """
-    return read_rows(path, _parse, "Megatron")
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return TextRows(path, _parse, "Megatron")
 
 
 def _parse(line: str) -> Mapping[str, float] | None:

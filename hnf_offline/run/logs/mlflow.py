@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.logs.lines import Lines, head
+from hnf_offline.run.logs.blocks import Lines
+from hnf_offline.run.logs.lines import head
 from hnf_offline.run.logs.raw import RawLog, as_number
 from hnf_offline.run.logs.scalars import MOST_NUMBERS, Scalars, listed
 from hnf_offline.run.logs.walk import Folder, walk

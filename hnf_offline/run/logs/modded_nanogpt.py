@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.text_rows import NUMBER, read_rows
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.text_rows import NUMBER, TextRows
 
 # Source: KellerJordan/modded-nanogpt@f411b3d records/track_1_short/2024-10-20_ScaleUp1B/*.txt; in the records of 2025
 # and later only val_loss is written, every 125 or 250 steps.
@@ -36,9 +36,21 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns; a column `loss` where the validation loss is the only one.
     """
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return TextRows(path, _parse, "modded-nanogpt", _with_validation)
+
+
+def _with_validation(raw: RawLog) -> RawLog:
     import polars as pl
 
-    raw = read_rows(path, _parse, "modded-nanogpt")
     if "train_loss" in raw.frame.columns or "val_loss" not in raw.frame.columns:
         return raw
     count = raw.frame["val_loss"].count()

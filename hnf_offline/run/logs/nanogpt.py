@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hnf_offline.run.logs.raw import RawLog
-from hnf_offline.run.logs.text_rows import NUMBER, read_rows, seen
+from hnf_offline.run.logs.raw import RawLog, Reading
+from hnf_offline.run.logs.text_rows import NUMBER, TextRows, seen
 
 # Source: karpathy/nanoGPT@3adf61e train.py l.264-272 (evaluations) and l.318-325 (iterations).
 _ITERATION = re.compile(
@@ -37,7 +37,19 @@ def read(path: Path) -> RawLog:
     Returns:
         Its numeric columns; the estimated train loss is the loss where there is no other.
     """
-    raw = read_rows(path, _parse, "nanoGPT")
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read a log that may be appended to.
+
+    Returns:
+        What reads it.
+    """
+    return TextRows(path, _parse, "nanoGPT", _with_estimates)
+
+
+def _with_estimates(raw: RawLog) -> RawLog:
     if "loss" in raw.frame.columns:
         return raw
     frame = raw.frame.rename({"estimated train loss": "train loss"})

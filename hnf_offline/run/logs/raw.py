@@ -54,6 +54,30 @@ class LogFormat(Protocol):
         ...
 
 
+class Reading(Protocol):
+    """A log that is read on as it grows.
+
+    A format whose files are only ever appended to has a function `begin(path) -> Reading`; its `read` is then
+    `begin(path).more()`. Of the others every look reads the whole file, where it changed (`run.logs.growing`).
+    """
+
+    def more(self) -> RawLog:
+        """Read what was appended since the last call.
+
+        Returns:
+            All numeric columns so far, as `LogFormat.read` gives them; raises what that raises, and can be asked again.
+        """
+        ...
+
+    def places(self) -> Mapping[Path, int]:
+        """Say how far each file was read.
+
+        Returns:
+            File -> bytes, which have to be what they were for reading to go on there; nothing where it cannot.
+        """
+        ...
+
+
 def flatten(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
     """Flatten nested keys with "/".
 

@@ -18,6 +18,10 @@ _LONGEST_NAME = 300
 _CELLS, _CELLS_PER_VALUE = 16_000_000, 8
 
 
+#: Rows of a frame that is large enough to stay by itself, and cells of one that is made of smaller ones.
+_SMALL, _FEW_CELLS = 100_000, 4_000_000
+
+
 class Rows:
     """Collects rows; a column takes memory only where it has values."""
 
@@ -39,6 +43,17 @@ class Rows:
         self.height -= 1
         self._put(name, value)
         self.height += 1
+
+    def copy(self) -> Rows:
+        """Copy the rows, so that the copy can be amended.
+
+        Returns:
+            Rows that share nothing with these.
+        """
+        other = Rows()
+        other.height, other._left_out = self.height, self._left_out
+        other._columns = {name: (rows[:], values[:]) for name, (rows, values) in self._columns.items()}
+        return other
 
     def fill(self, name: str, value: float) -> None:
         """Give a column that has values this one wherever it has none."""
@@ -64,7 +79,7 @@ class Rows:
             where = np.frombuffer(rows, np.int64)
             numbers = np.frombuffer(values, np.float64)
             if len(where) == self.height:
-                columns.append(pl.Series(name, numbers))
+                columns.append(pl.Series(name, numbers.copy()))  # rows may still be added
                 continue
             dense = np.zeros(self.height)
             dense[where] = numbers
@@ -132,6 +147,31 @@ def left_out(kept: int) -> tuple[str, ...]:
     return (
         f"The log has more columns than are read; {kept:,} of them were, those with the most values first.",
     )
+
+
+def compact(frames: list[pl.DataFrame]) -> list[pl.DataFrame]:
+    """Put frames together that are small, so that a log that grows by a few rows at a time is not thousands of frames.
+
+    Args:
+        frames: frames of f64 columns.
+
+    Returns:
+        The same rows, most frames more than twice as high as the next one, so that a row is copied but a few times.
+    """
+    import polars as pl
+
+    kept: list[pl.DataFrame] = []
+    for frame in frames:
+        last = frame
+        while kept and kept[-1].height <= min(2 * last.height, _SMALL) and _are_few(kept[-1], last):
+            last = pl.concat([kept.pop(), last], how="diagonal", rechunk=True)
+        if last.width:
+            kept.append(last)
+    return kept
+
+
+def _are_few(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    return (one.height + other.height) * len({*one.columns, *other.columns}) <= _FEW_CELLS
 
 
 def joined(frames: Sequence[pl.DataFrame]) -> tuple[pl.DataFrame, tuple[str, ...]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 
 from hnf_offline.errors import InputError
-from hnf_offline.run.logs.lines import Lines
+from hnf_offline.run.logs.blocks import Lines
 from hnf_offline.run.logs.overflow import Overflows
 from hnf_offline.run.logs.raw import RawLog
 from hnf_offline.run.logs.rows import Rows
@@ -27,62 +28,83 @@ _MAY_GO_ON = frozenset("0123456789.eE+-")
 Parse = Callable[[str], Mapping[str, float] | None]
 
 
-def read_rows(path: Path, parse: Parse, what: str) -> RawLog:
-    """Read the rows of a text log.
+class TextRows:
+    """Reads the rows of a text log, and goes on with those that are appended."""
 
-    Args:
-        path: the file.
-        parse: reads one line.
-        what: the format's name, for error messages.
+    def __init__(
+        self, path: Path, parse: Parse, what: str, finish: Callable[[RawLog], RawLog] = lambda raw: raw
+    ) -> None:
+        """Begin.
 
-    Returns:
-        The rows in file order; `skipped_steps` and `loss_scale` where lines between them told of overflows.
+        Args:
+            path: the file.
+            parse: reads one line.
+            what: the format's name, for error messages.
+            finish: what is done with all rows in the end.
+        """
+        self._parse, self._what, self._finish = parse, what, finish
+        self._lines = Lines(path)
+        self._rows = Rows()
+        self._overflows = Overflows()
+        self._skipped = 0
+        self._known: set[frozenset[str]] = set()
 
-    Raises:
-        InputError: when the file cannot be opened or holds no row.
-    """
-    rows, skipped, notes = collect(path, parse)
-    if not rows.height:
-        raise InputError(
-            f"holds no row of a {what} log", path=path, remedy="name the log that training wrote"
-        )
-    return RawLog(rows.frame(), skipped, (*notes, *rows.notes()))
+    def more(self) -> RawLog:
+        """Read the rows that were not read yet.
 
+        Returns:
+            All rows in file order; `skipped_steps` and `loss_scale` where lines between them told of overflows.
 
-def collect(path: Path, parse: Parse) -> tuple[Rows, int, tuple[str, ...]]:
-    """Collect the rows of a text log.
+        Raises:
+            InputError: when the file cannot be opened or holds no row.
+        """
+        self._read()
+        rows, overflows = self._rows, self._overflows
+        rest: Callable[[], Mapping[str, float] | None] | None = getattr(self._parse, "rest", None)
+        held = None if rest is None else rest()
+        if held or overflows.seen:
+            # What is not complete is told as it stands, in a copy: more may follow.
+            rows, overflows = rows.copy(), copy(overflows)
+            if held:
+                rows.add(overflows.added(held))
+            overflows.finish(rows)
+        if not rows.height:
+            raise InputError(
+                f"holds no row of a {self._what} log",
+                path=self._lines.path,
+                remedy="name the log that training wrote",
+            )
+        notes = (*self._lines.notes(), *rows.notes())
+        return self._finish(RawLog(rows.frame(), self._skipped + self._lines.overlong, notes))
 
-    Returns:
-        The rows, the lines that could not be read, and what there is to say of the file.
-    """
-    rows = Rows()
-    overflows = Overflows()
-    lines = Lines(path)
-    skipped = 0
-    known: set[frozenset[str]] = set()
-    rest: Callable[[], Mapping[str, float] | None] | None = getattr(parse, "rest", None)
-    for line in lines:
-        if overflows.reads(line):
-            continue
-        row = parse(line[:LONGEST_ROW] if len(line) > LONGEST_ROW else line)
-        if row is None:
-            continue
-        if not row:
-            skipped += 1
-            continue
-        names = frozenset(row)
-        fewer = rest is None and names not in known
-        if lines.unended and known and (fewer or line[-1:] in _MAY_GO_ON):
-            # The last line was cut off: values are missing, or its last number may be but the first digits.
-            skipped += 1
-            continue
-        if len(known) < _MOST_SHAPES:
-            known.add(names)
-        rows.add(overflows.added(row))
-    if rest is not None and (held := rest()):
-        rows.add(overflows.added(held))
-    overflows.finish(rows)
-    return rows, skipped + lines.overlong, lines.notes()
+    def places(self) -> dict[Path, int]:
+        """Say how far the file was read.
+
+        Returns:
+            The file and its bytes.
+        """
+        return self._lines.blocks.places()
+
+    def _read(self) -> None:
+        bar = hasattr(self._parse, "rest")
+        for line in self._lines:
+            if self._overflows.reads(line):
+                continue
+            row = self._parse(line[:LONGEST_ROW] if len(line) > LONGEST_ROW else line)
+            if row is None:
+                continue
+            if not row:
+                self._skipped += 1
+                continue
+            names = frozenset(row)
+            fewer = not bar and names not in self._known
+            if self._lines.unended and self._known and (fewer or line[-1:] in _MAY_GO_ON):
+                # The last line was cut off: values are missing, or its last number may be but the first digits.
+                self._skipped += 1
+                continue
+            if len(self._known) < _MOST_SHAPES:
+                self._known.add(names)
+            self._rows.add(self._overflows.added(row))
 
 
 def seen(pattern: re.Pattern[str], head: str) -> bool:

@@ -10,7 +10,8 @@ import pytest
 
 from hnf_offline.errors import InputError
 from hnf_offline.run.logs import LOG_FORMATS, read_log
-from hnf_offline.run.logs.lines import LONGEST_LINE, Lines, head
+from hnf_offline.run.logs.blocks import Lines
+from hnf_offline.run.logs.lines import LONGEST_LINE, head
 
 SAMPLES = {
     "jsonl": '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": NaN, "x": {"y": [1]}}\n' * 20,
@@ -107,7 +108,7 @@ def test_lines_of_any_length_in_bounded_memory(tmp_path: Path) -> None:
         file.write(b"\nlast")
     lines = Lines(path)
     assert list(lines) == ["first", "third", "fourth", "fifth", "last"]
-    assert lines.overlong == 2 and lines.unended and not lines.cut
+    assert lines.overlong == 2 and lines.unended and not lines.blocks.cut
 
 
 def test_two_byte_text_without_a_mark(tmp_path: Path) -> None:
