@@ -85,7 +85,7 @@ class _Live:
         self._half: list[int] = []  # steps of checkpoints of which a part is written
         self._again: list[int] = []
         self._restarts: set[int] = set()  # of the log, as at the last look
-        self._shorter = False  # whether the log was shorter than before at the last look, and may be half written
+        self._shorter = False  # whether the log was so at the last look: half written, it may be
         self._told: set[str] = set()
         self._said: set[tuple[object, ...]] = set()
         self._texts: set[str] = set()

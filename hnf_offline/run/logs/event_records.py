@@ -36,20 +36,24 @@ _TABLE = _table()
 
 @dataclass(slots=True)
 class EventRecords:
-    """The records of an event file in batches, with the check sums they should have; iterate once.
+    """The records of an event file in batches, with the check sums they should have.
+
+    To iterate again goes on behind the last whole record: over those that were appended since.
 
     A record's length is believed only when its own check sum is right and the file is that long; after a wrong
     one nothing can be found any more. The data are not summed yet: `sound` does that for those that are wanted.
 
     Attributes:
         path: the file.
-        lost: bytes at the end that could not be read as records, known after iterating.
+        lost: bytes at the end that could not be read as records, known after iterating; more may make them one.
+        place: bytes that were read as records.
 
     Source: tensorboard 2.21.0 compat/tensorflow_stub/pywrap_tensorflow.py, PyRecordReader_New.GetNext.
     """
 
     path: Path
     lost: int = 0
+    place: int = 0
     _slow: int = 0
 
     def __iter__(self) -> Iterator[list[tuple[bytes, int]]]:
@@ -67,12 +71,12 @@ class EventRecords:
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", path=self.path) from error
         with file:
-            position = 0
+            file.seek(self.place)
             batch: list[tuple[bytes, int]] = []
             held = 0
-            while position < size:
+            while self.place < size:
                 try:
-                    length = _length(file.read(12), size - position)
+                    length = _length(file.read(12), size - self.place)
                     if length is None:
                         break
                     if length > LONGEST_RECORD:
@@ -85,11 +89,11 @@ class EventRecords:
                         held += length + 100
                 except OSError:
                     break
-                position += length + 16
+                self.place += length + 16
                 if held > _BATCH:
                     yield batch
                     batch, held = [], 0
-            self.lost = max(0, size - position)
+            self.lost = max(0, size - self.place)
             yield batch
 
     def sound(self, records: Sequence[tuple[bytes, int]]) -> list[bool]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import re
 import struct
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hnf_offline.errors import InputError, MissingExtraError
 from hnf_offline.run.logs.event_records import EventRecords
-from hnf_offline.run.logs.raw import RawLog
+from hnf_offline.run.logs.raw import RawLog, Reading
 from hnf_offline.run.logs.scalars import Scalars, listed
 from hnf_offline.run.logs.walk import walk
 
@@ -69,29 +70,68 @@ def read(path: Path) -> RawLog:
 
     Returns:
         A column `step` and one a tag.
-
-    Raises:
-        InputError: when nothing can be read, or the folder holds several runs.
-        MissingExtraError: when the package that knows the records is not there.
     """
-    notes: list[str] = []
-    if path.is_dir():
+    return begin(path).more()
+
+
+def begin(path: Path) -> Reading:
+    """Begin to read event files that may be appended to.
+
+    Returns:
+        What reads them.
+    """
+    return _Events(path)
+
+
+class _Events:
+    """The scalars of the event files of one run, in the order in which the files were begun."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: list[_EventFile] = []
+        self._scalars = Scalars()
+
+    def more(self) -> RawLog:
+        notes: list[str] = []
+        files = self._found(notes)
+        known = {(one.records.path, one.prefix): one for one in self._files}
+        self._files = [known.get(one) or _EventFile(*one) for one in files]
+        # Where a series goes back is told by what was read before: only the last file can simply be read on.
+        anew = [one for one in known if one not in files] or list(known) != files[: len(known)]
+        for number, file in enumerate(self._files):
+            added = file.read_on()
+            anew = anew or (
+                added and number < len(self._files) - 1 and (file.records.path, file.prefix) in known
+            )
+            if not anew:
+                file.add_to(self._scalars, added)
+        if anew:
+            self._scalars = Scalars()
+            for file in self._files:
+                file.add_to(self._scalars, len(file.steps))
+        for file in self._files:
+            notes += file.notes()
+        if not len(self._scalars.cells):
+            raise InputError(
+                "holds no scalar", path=self._path, remedy="name the event files of the training itself"
+            )
+        frame, left_out = self._scalars.table()
+        return RawLog(frame, sum(file.skipped() for file in self._files), (*notes, *left_out))
+
+    def places(self) -> dict[Path, int]:
+        return {one.records.path: one.records.place for one in self._files}
+
+    def _found(self, notes: list[str]) -> list[tuple[Path, str]]:
+        path = self._path
+        if not path.is_dir():
+            return [(path, "")]
         base, parts, others = _one_run(path)
         files = [(file, "") for file in _event_files(base)]
         files += [(file, prefix) for part, prefix in parts for file in _event_files(part)]
         if others:
             names = [str(other.relative_to(path)) for other in others]
             notes.append(f"Event files of other runs below were not read: {listed(names)}.")
-    else:
-        files = [(path, "")]
-    scalars = Scalars()
-    skipped = 0
-    for file, prefix in sorted(files, key=lambda one: (_written(one[0]), one[1])):
-        skipped += _read_file(file, prefix, scalars, notes)
-    if not len(scalars.cells):
-        raise InputError("holds no scalar", path=path, remedy="name the event files of the training itself")
-    frame, left_out = scalars.table()
-    return RawLog(frame, skipped, (*notes, *left_out))
+        return sorted(files, key=lambda one: (_written(one[0]), one[1]))
 
 
 def runs_of(folders: Sequence[Path]) -> list[Path]:
@@ -180,30 +220,76 @@ def _written(file: Path) -> tuple[tuple[int, int | str], ...]:
     )
 
 
-def _read_file(file: Path, prefix: str, scalars: Scalars, notes: list[str]) -> int:
-    # Gives the records that could not be read. The prefix goes before the tags; after a "=" it takes their place.
-    records = EventRecords(file)
-    damaged = 0
-    for batch in records:
-        found: dict[int, list[tuple[int, str, float]]] = {}
-        for number, (data, _) in enumerate(batch):
-            values = _decoded(data)
-            if values is None:
-                damaged += 1
-            elif values:
-                found[number] = values
-        sound = records.sound([batch[number] for number in found])
-        for values, good in zip(found.values(), sound, strict=True):
-            if not good:
-                damaged += 1
-                continue
-            for step, tag, value in values:
-                scalars.add(prefix[1:] if prefix.startswith("=") else prefix + tag, step, value)
-    if records.lost:
-        notes.append(
-            f"The last {records.lost} bytes of {file.name} are cut off or damaged and were not read."
-        )
-    return damaged + bool(records.lost)
+class _EventFile:
+    """The scalars of one event file, kept so that they can be put in order with those of others.
+
+    The prefix goes before the tags; after a "=" it takes their place.
+    """
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        self.records = EventRecords(path)
+        self.prefix = prefix
+        self.steps = array("q")
+        self._values = array("d")
+        self._names = array("i")
+        self._numbers: dict[str, int] = {}
+        self._damaged = 0
+
+    def read_on(self) -> int:
+        """Read the records that were not read yet.
+
+        Returns:
+            How many scalars they held.
+        """
+        before = len(self.steps)
+        for batch in self.records:
+            found: dict[int, list[tuple[int, str, float]]] = {}
+            for number, (data, _) in enumerate(batch):
+                values = _decoded(data)
+                if values is None:
+                    self._damaged += 1
+                elif values:
+                    found[number] = values
+            sound = self.records.sound([batch[number] for number in found])
+            for values, good in zip(found.values(), sound, strict=True):
+                if not good:
+                    self._damaged += 1
+                    continue
+                for step, tag, value in values:
+                    name = self.prefix[1:] if self.prefix.startswith("=") else self.prefix + tag
+                    self._names.append(self._numbers.setdefault(name, len(self._numbers)))
+                    self.steps.append(step)
+                    self._values.append(value)
+        return len(self.steps) - before
+
+    def add_to(self, scalars: Scalars, last: int) -> None:
+        """Add the last so many scalars."""
+        names, start = list(self._numbers), len(self.steps) - last
+        for name, step, value in zip(
+            self._names[start:], self.steps[start:], self._values[start:], strict=True
+        ):
+            scalars.add(names[name], step, value)
+
+    def skipped(self) -> int:
+        """Count the records that could not be read.
+
+        Returns:
+            Their number, one for what is lost at the end.
+        """
+        return self._damaged + bool(self.records.lost)
+
+    def notes(self) -> list[str]:
+        """Say what is lost at the end.
+
+        Returns:
+            A sentence, if anything is.
+        """
+        lost = self.records.lost
+        if not lost:
+            return []
+        return [
+            f"The last {lost} bytes of {self.records.path.name} are cut off or damaged and were not read."
+        ]
 
 
 def _decoded(data: bytes) -> list[tuple[int, str, float]] | None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from polars.testing import assert_frame_equal
 
 from hnf_offline.errors import InputError
 from hnf_offline.run import logs
-from hnf_offline.run.logs import blocks, read_log
+from hnf_offline.run.logs import blocks, read_log, tensorboard
+from hnf_offline.run.logs.event_records import masked_crc32c
 from hnf_offline.run.logs.growing import Memory, remembering
 from hnf_offline.run.logs.lines import only_whole_lines
 from hnf_offline.run.records import Log
@@ -299,6 +301,56 @@ def test_metrics_csv_written_anew_with_more_columns_is_read_anew(tmp_path: Path)
     append(looks.path, "".join(f"{row},\n" for row in rows[30:]).encode())
     log = looks.look()
     assert isinstance(log, Log) and log.rows["val_loss"].count() == 1 and log.rows["loss"].count() == 59
+
+
+def event(step: int, tag: str, value: float) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+    data = Event(step=step, wall_time=step, summary=summary).SerializeToString()
+    head = struct.pack("<Q", len(data))
+    return head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_event_files_are_read_on(seed: int, tmp_path: Path) -> None:
+    """A run and its evaluation side by side, each written now and then; then resumed into a file of its own."""
+    draw = random.Random(seed)
+    looks = Looks(tmp_path)
+    training = tmp_path / "events.out.tfevents.100.host.1.0"
+    evaluation = tmp_path / "eval" / "events.out.tfevents.101.host.1.1"
+    resumed = tmp_path / "events.out.tfevents.200.host.1.0"
+    evaluation.parent.mkdir()
+    waiting = {
+        training: b"".join(event(step, tag, loss(step)) for step in range(1, 40) for tag in ("loss", "lr")),
+        evaluation: b"".join(event(step, "loss", 2.5) for step in range(5, 40, 5)),
+    }
+    for _ in range(2):
+        while any(waiting.values()):
+            path = draw.choice([one for one, text in waiting.items() if text])
+            size = draw.choice([1, 30, 120, 400])
+            append(path, waiting[path][:size])
+            waiting[path] = waiting[path][size:]
+            looks.look()
+        waiting[resumed] = b"".join(event(step, "loss", loss(step)) for step in range(30, 60))
+    log = looks.look(final=True)
+    assert isinstance(log, Log) and log.rows["step"][-1] == 59 and log.restarts == (30,)
+    assert log.rows["eval/loss"].count() == 5, "those that the resumed run did not pass again"
+
+
+def test_records_of_event_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "events.out.tfevents.100.host.1.0"
+    append(file, b"".join(event(step, "loss", loss(step)) for step in range(1, 300)))
+    looks = Looks(file)
+    looks.look()
+    decoded: list[bytes] = []
+    before = tensorboard._decoded
+    monkeypatch.setattr(tensorboard, "_decoded", lambda data: decoded.append(data) or before(data))
+    append(file, event(300, "loss", 9.0) + event(301, "loss", 9.0)[:-3])
+    with remembering(looks.memory), only_whole_lines():
+        assert read_log(file).rows["step"][-1] == 300
+    assert len(decoded) == 1
 
 
 def test_many_looks_leave_few_frames() -> None:
