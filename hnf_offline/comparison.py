@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hnf_offline.findings import SCHEMA, Alarm, Spike, plain
+from hnf_offline.findings import SCHEMA, Alarm, Spike
+from hnf_offline.strict_json import plain
 
 
 @dataclass(frozen=True, slots=True)

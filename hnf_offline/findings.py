@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from hnf_offline.strict_json import plain
 
 SCHEMA = 1
 
@@ -383,23 +384,3 @@ class Findings:
         result = plain({"schema": SCHEMA, **asdict(self)})
         assert isinstance(result, dict)
         return result
-
-
-def plain(value: Any) -> Any:
-    """Turn mappings, tuples and non-finite floats into strict JSON values.
-
-    Returns:
-        The same value of dicts, lists, strings, numbers, booleans and None.
-    """
-    if isinstance(value, Mapping):
-        result: dict[str, Any] = {}
-        for key, item in value.items():
-            result[str(key)] = plain(item)
-            if isinstance(item, float) and not math.isfinite(item):
-                result[f"{key}_text"] = str(item)
-        return result
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

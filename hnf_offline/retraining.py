@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hnf_offline.findings import Alarm, Spike, plain
+from hnf_offline.findings import Alarm, Spike
+from hnf_offline.strict_json import plain
 
 SCHEMA = 1
 

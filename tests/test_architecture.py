@@ -16,7 +16,7 @@ import hnf_offline
 PACKAGE = Path(hnf_offline.__file__).parent
 
 #: Who may import whom, from the plan of the house (CONTRIBUTING.md). A new edge is a decision: write it here.
-ERRORS_AND_RECORDS = {"errors", "findings", "table"}
+ERRORS_AND_RECORDS = {"errors", "findings", "strict_json", "table"}
 ALLOWED: dict[str, set[str]] = {
     # run -> profile -> detect -> relate -> report
     "run": ERRORS_AND_RECORDS | {"linalg"},
@@ -34,8 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "quantities": ERRORS_AND_RECORDS | {"linalg"},
     "linalg": set(),
     "comparison": ERRORS_AND_RECORDS,
-    "findings": set(),
-    "retraining": {"findings"},
+    "strict_json": set(),
+    "findings": {"strict_json"},
+    "retraining": {"findings", "strict_json"},
     "table": set(),
     "errors": set(),
     "synthetic": {"table", "detect"},
@@ -124,7 +125,16 @@ def test_the_plan_itself_has_no_way_back() -> None:
     for place, room in enumerate(FLOW):
         assert not ALLOWED[room] & set(FLOW[place + 1 :]), room
     # What everybody may import knows nobody of the flow, so there is no way round either.
-    for shared in ("errors", "findings", "table", "comparison", "quantities", "linalg", "retraining"):
+    for shared in (
+        "errors",
+        "strict_json",
+        "findings",
+        "table",
+        "comparison",
+        "quantities",
+        "linalg",
+        "retraining",
+    ):
         assert not ALLOWED[shared] & {*FLOW, "rerun"}, shared
     assert not any("rerun" in ALLOWED[room] for room in FLOW)
 

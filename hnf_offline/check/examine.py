@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from hnf_offline.check.registry import Check, Outcome, checks
 from hnf_offline.check.series import Portrait, Replays, Series
 from hnf_offline.errors import UserError
-from hnf_offline.findings import SCHEMA, Fault, Findings, plain
+from hnf_offline.findings import SCHEMA, Fault, Findings
 from hnf_offline.run import formats
 from hnf_offline.run.formats.safetensors_file import read_json
 from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.run.remote import check_room
+from hnf_offline.strict_json import plain
 
 if TYPE_CHECKING:
     from hnf_offline.profile.settings import Progress

@@ -38,7 +38,7 @@ def print_plans(
         a, b = runs
         passes = planned_forwards(a, b, settings)
     if as_json:
-        from hnf_offline.findings import plain
+        from hnf_offline.strict_json import plain
 
         between = {"barrier_forwards": passes} if barrier else {}
         return emit_json(plain({"schema": 1, "plans": told, "options": told_options(options), **between}))

@@ -75,7 +75,7 @@ def print_plan(plan: Any, run: Run, folder: Path, *, as_json: bool, options: Seq
         **asdict(plan),
     }
     if as_json:
-        from hnf_offline.findings import plain
+        from hnf_offline.strict_json import plain
 
         return emit_json(plain({"schema": 1, "plans": [told], "options": told_options(options)}))
     return emit("\n\n".join([fields_text(told), *options_text(options)]))

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-from hnf_offline.findings import Alarm, Findings, Spike, plain
+from hnf_offline.findings import Alarm, Findings, Spike
 from hnf_offline.report.text import clean, loss
+from hnf_offline.strict_json import plain
 
 #: Order within a step: the loss of a step is computed before its update, its checkpoint is written after it.
 _PLACES = {"restart": 0, "recovered": 1, "spike": 2, "danger": 3, "warning": 4, "info": 5}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hnf_offline.findings import ReplayCheck, plain
+from hnf_offline.findings import ReplayCheck
 from hnf_offline.report.files import flat
 from hnf_offline.report.text import clean, number, plural
+from hnf_offline.strict_json import plain
 
 #: So many exact zooms are told one by one.
 MOST_EXACT = 2

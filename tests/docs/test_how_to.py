@@ -9,22 +9,19 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import polars as pl
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hnf_offline.run import open_run
 from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of
 
-HOW_TO = "docs/how-to"
-STEPS = 40
+from .following import HOW_TO, STEPS, batches, loss_of, my_model, python_of, run_blocks, script, stability_of
 
 #: Pages whose blocks of Python, TOML and diff are run by the tests below; a new page has to join them.
 RUN = {
@@ -34,88 +31,6 @@ RUN = {
         for name in ("black-box", "hugging-face-trainer", "lightning", "nanogpt", "notebook", "own-loop")
     ),
 }
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to train and analyse in, with the sample runs in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HNF_DEVICE", "cpu")
-    monkeypatch.setenv("HNF_TIER", "stability")
-    monkeypatch.setenv("HNF_ACCURACY", "screen")
-    (tmp_path / "sample_runs").symlink_to(ROOT / "sample_runs")
-    torch.manual_seed(0)
-    yield tmp_path
-    sys.modules.pop("my_model", None)
-
-
-@pytest.fixture
-def hnf(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
-    """Type a line of a page."""
-
-    def typed(line: str, code: int = 0) -> str:
-        from hnf_offline.cli import main
-
-        words = shlex.split(line)
-        assert words[0] == "hnf"
-        capsys.readouterr()
-        assert main(words[1:]) == code, capsys.readouterr().err
-        said = capsys.readouterr()
-        return said.out if code == 0 else said.err
-
-    return typed
-
-
-def python_of(page: str) -> list[str]:
-    return [block.text for block in blocks_of(page, "python")]
-
-
-def run_blocks(page: str, desk: Path, which: slice = slice(None), **known: Any) -> dict[str, Any]:
-    """Run a page's blocks one after the other; one that begins with a file's name is written there."""
-    for text in python_of(page)[which]:
-        named = re.match(r"# (\w+\.py)\n", text)
-        if named:
-            (desk / named[1]).write_text(text)
-        else:
-            exec(compile(text, page, "exec"), known)
-    return known
-
-
-def my_model(page: str, desk: Path) -> Any:
-    (text,) = [one for one in python_of(page) if one.startswith("# my_model.py")]
-    (desk / "my_model.py").write_text(text)
-    space: dict[str, Any] = {"__name__": "my_model"}
-    exec(compile(text, page, "exec"), space)
-    return space["build"]()
-
-
-def loss_of(model: Any, tokens: Tensor) -> Tensor:
-    return functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def batches() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 32, (4, 8), generator=generator) for _ in range(STEPS)]
-
-
-def script(model: Any) -> dict[str, Any]:
-    """What a training script has before the lines of a page come into it."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
-    return {
-        "torch": torch,
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "loss_of": loss_of,
-        "batches": batches(),
-        "loader": batches(),
-    }
-
-
-def stability_of(report: str) -> pl.DataFrame:
-    table = pl.read_parquet(f"reports/{report}/profile.parquet")
-    return table.filter((pl.col("quantity") == "hessian.stability_ratio") & (pl.col("layer") == ""))
 
 
 def test_every_block_of_code_is_run_by_a_test() -> None:
@@ -330,88 +245,3 @@ def test_refused_files(desk: Path, hnf: Callable[..., str]) -> None:
     weights = hnf("hnf report a", code=2)
     line = re.search(r'python -c "(.*)"', weights)
     assert line and "safetensors" in line[1]
-
-
-@pytest.mark.libraries
-def test_the_hugging_face_trainer(desk: Path, hnf: Callable[[str], str]) -> None:
-    pytest.importorskip("accelerate")
-    page = f"{HOW_TO}/hugging-face-trainer.md"
-    run_blocks(page, desk, **hugging_face())
-    run = open_run("outputs/my-run")
-    assert [one.step for one in run.checkpoints] == [10, 20, 30, 40, 50, 60] and run.missing == ()
-    assert run.log is not None and run.log.rows.height == 60
-    assert {"loss", "grad_norm", "learning_rate"} <= set(run.log.rows.columns)
-    (report,) = commands_of(page)
-    assert "S was 0 at checkpoint 60, at most" in " ".join(hnf(report).split())
-    assert stability_of("my-run").height == 6
-
-
-@pytest.mark.libraries
-def test_the_black_box_of_the_hugging_face_trainer(desk: Path, hnf: Callable[[str], str]) -> None:
-    pytest.importorskip("accelerate")
-    space = hugging_face()
-    first = python_of(f"{HOW_TO}/hugging-face-trainer.md")[0].partition("Trainer(model")[0]
-    exec(first, space)
-    (text,) = [one for one in python_of(f"{HOW_TO}/black-box.md") if "transformers_callback" in one]
-    exec(text + "    box = recorder.box.freeze('asked for')\n", space)
-    assert "● Exact: 12 losses" in hnf(f"hnf zoom {space['box']} --from 0 --to 12 --every 6")
-
-
-def hugging_face() -> dict[str, Any]:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    rows = [row for batch in batches() for row in batch]
-    return {
-        "Trainer": transformers.Trainer,
-        "TrainingArguments": transformers.TrainingArguments,
-        "model": transformers.AutoModelForCausalLM.from_config(config),
-        "dataset": [{"input_ids": row, "labels": row} for row in rows],
-    }
-
-
-def lightning_script(desk: Path) -> dict[str, Any]:
-    lightning = pytest.importorskip("lightning")
-    inner = my_model(f"{HOW_TO}/lightning.md", desk)
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = inner
-
-        def training_step(self, batch: Tensor, index: int) -> Tensor:
-            loss = loss_of(self.model, batch)
-            self.log("train_loss", loss)
-            return loss
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=0.01)
-
-    tokens = torch.cat(batches())
-    loader = torch.utils.data.DataLoader(tokens, batch_size=4)
-    return {"Trainer": lightning.Trainer, "module": Module(), "loader": loader, "tokens": tokens}
-
-
-@pytest.mark.libraries
-@pytest.mark.filterwarnings("ignore")
-def test_lightning(desk: Path, hnf: Callable[[str], str]) -> None:
-    page = f"{HOW_TO}/lightning.md"
-    run_blocks(page, desk, **lightning_script(desk))
-    run = open_run("runs/mine")
-    assert [one.step for one in run.checkpoints] == [10, 20, 30, 40, 50, 60]
-    assert run.log is not None and run.log.rows.height == 60 and "learning_rate" in run.log.rows.columns
-    (report,) = commands_of(page)
-    hnf(report)
-    assert stability_of("mine").height == 6
-
-
-@pytest.mark.libraries
-@pytest.mark.filterwarnings("ignore")
-def test_the_black_box_of_lightning(desk: Path, hnf: Callable[[str], str]) -> None:
-    (text,) = [one for one in python_of(f"{HOW_TO}/black-box.md") if "lightning_callback" in one]
-    space = lightning_script(desk)
-    exec(compile(text, "black-box.md", "exec"), space)
-    box = space["recorder"].box.freeze("asked for")
-    assert "● Exact: 12 losses" in hnf(f"hnf zoom {box} --from 0 --to 12 --every 6 --model my_model:build")
