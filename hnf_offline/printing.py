@@ -77,8 +77,7 @@ def plan_text(told: Mapping[str, Any]) -> str:
             f"  {told['rows']} sequences ({told['tokens']:,} tokens) replayed on {told['device']}",
             f"  about {told['forwards']:,.0f} forward passes a checkpoint, "
             f"{told['peak_bytes'] / 2**20:,.0f} MiB at the peak",
-            f"  about {_duration(told['seconds'])} a checkpoint, "
-            f"{_duration(told['seconds'] * (told['checkpoints'] - told['cached']))} for those not in the cache",
+            _time_text(told),
         ]
         if told.get("zoom_steps"):
             lines.append(
@@ -122,6 +121,34 @@ def fields_text(told: Mapping[str, Any]) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _time_text(told: Mapping[str, Any]) -> str:
+    if not told["forwards"]:
+        return "  how long that takes is not foreseen: files are read, nothing is replayed"
+    low, high, left = told["seconds_low"], told["seconds_high"], told["checkpoints"] - told["cached"]
+    return (
+        f"  {_between(low, high)} a checkpoint, {_between(low * left, high * left)} for those not in the cache, "
+        "while the machine is as busy as now"
+    )
+
+
+def _between(low: float, high: float) -> str:
+    """Spell a range of seconds in whole units: no finer than a second, since nothing was measured finer.
+
+    Returns:
+        "3 to 8 s", "2 to 5 min", "about 2 h"; "less than 1 s".
+    """
+    if high == 0:
+        return "0 s"
+    if high <= 1:
+        return "less than 1 s"
+    size, unit = (1, "s") if high < 90 else (60, "min") if high < 5400 else (3600, "h")
+    digits = 1 if unit == "h" and high < 36_000 else 0
+    least, most = (f"{value / size:.{digits}f}" for value in (low, high))
+    if float(least) == 0:
+        return f"up to {most} {unit}"
+    return f"about {most} {unit}" if least == most else f"{least} to {most} {unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hnf_offline.profile.cost import forward_passes, forward_seconds, measured_layers
+from hnf_offline.profile.cost import forward_passes, measured_layers, range_of, timed
 from hnf_offline.profile.devices import choose_devices
 from hnf_offline.profile.run import shard_keys
 from hnf_offline.profile.selection import selected
@@ -17,7 +17,8 @@ from hnf_offline.run.records import Run
 def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str | None = None) -> Plan:
     """Say what a profile would cost; nothing is profiled and nothing written.
 
-    Forward passes are counted (see `cost`), seconds are those of one timed forward pass times their number.
+    Forward passes are counted (see `cost`), seconds are those of one timed forward pass times their number; the range
+    is that in which they lay where they were measured.
 
     Returns:
         The plan.
@@ -37,6 +38,8 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
         return Plan(len(checkpoints), cached, "weights", 0, 0, 0, 0, 0.0, 0, device, missing)
     with_state = any(point.optimizer_files for point in checkpoints)
     forwards = forward_passes(session, settings, with_state=with_state)
+    one = timed(session)
+    low, high = range_of(forwards, one)
     return Plan(
         checkpoints=len(checkpoints),
         cached=cached,
@@ -49,5 +52,7 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
         peak_bytes=session.memory.peak_bytes,
         device=", ".join(map(str, choose_devices(settings.device))),
         missing=missing,
-        seconds=forwards * forward_seconds(session),
+        seconds=forwards * one.seconds,
+        seconds_low=low,
+        seconds_high=high,
     )

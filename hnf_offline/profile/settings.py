@@ -95,6 +95,8 @@ class Plan:
         device: where.
         missing: what is missing and what that costs.
         seconds: seconds a checkpoint, from one timed forward pass.
+        seconds_low: the least that it may take, on a machine as busy as it is now.
+        seconds_high: the most.
     """
 
     checkpoints: int
@@ -109,3 +111,5 @@ class Plan:
     device: str
     missing: tuple[str, ...] = field(default=())
     seconds: float = 0.0
+    seconds_low: float = 0.0
+    seconds_high: float = 0.0

@@ -97,12 +97,10 @@ class _Events:
         known = {(one.records.path, one.prefix): one for one in self._files}
         self._files = [known.get(one) or _EventFile(*one) for one in files]
         # Where a series goes back is told by what was read before: only the last file can simply be read on.
-        anew = [one for one in known if one not in files] or list(known) != files[: len(known)]
+        anew = list(known) != files[: len(known)]
         for number, file in enumerate(self._files):
             added = file.read_on()
-            anew = anew or (
-                added and number < len(self._files) - 1 and (file.records.path, file.prefix) in known
-            )
+            anew = anew or bool(added and files[number] in known and number < len(files) - 1)
             if not anew:
                 file.add_to(self._scalars, added)
         if anew:
