@@ -12,6 +12,7 @@ from torch import Tensor
 from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.hessian import Part
 from hnf_offline.linalg.stopping import ACCURACIES, StopRule
+from hnf_offline.linalg.vectors import length
 from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.forward import fetched
@@ -168,7 +169,7 @@ def _gradient_rows(
                 offered["next_update"] = update
             for name, each in norms.items():
                 if name in offered:
-                    each.append(offered[name].square().sum().sqrt())
+                    each.append(length(offered[name]))
         if path in later:
             offered["later_gradient"] = flat(layers[later[path]].parts, gradients)
         observe(path, kind, depth, offered)

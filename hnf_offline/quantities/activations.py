@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hnf_offline.linalg.vectors import row_lengths
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -129,13 +130,10 @@ def activation_variance(activation: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    import torch
-
     each = activation.flatten(1) if activation.ndim > 2 else activation.reshape(1, -1)
     centred = (each - each.mean(dim=1, keepdim=True)).reshape(activation.shape)
     # By units first: one long sum of squares would lose digits.
-    lengths: Tensor = torch.linalg.vector_norm(centred, dim=-1)
-    return lengths.square().sum() / activation.numel()
+    return row_lengths(centred).square().sum() / activation.numel()
 
 
 @quantity(

@@ -103,9 +103,9 @@ def attention_entropy(attention_rows: AttentionRows) -> Tensor:
     """Mean entropy of each head's attention rows; rows with every key masked do not count.
 
     Returns:
-        [heads].
+        [heads]; NaN for a head with a score that is NaN, and for one that sees no key at all.
     """
-    return attention_rows.entropy.nanmean(dim=(0, 2))
+    return _unless_broken(attention_rows, attention_rows.entropy.nanmean(dim=(0, 2)))
 
 
 @quantity(
@@ -123,8 +123,14 @@ def attention_saturation(attention_rows: AttentionRows) -> Tensor:
     """Share of saturated rows of each head.
 
     Returns:
-        [heads].
+        [heads]; NaN for a head with a score that is NaN.
     """
     several = attention_rows.several
     saturated = (attention_rows.largest > SATURATED) & several
-    return saturated.sum(dim=(0, 2)) / several.sum(dim=(0, 2)).clamp_min(1)
+    share = saturated.sum(dim=(0, 2)) / several.sum(dim=(0, 2)).clamp_min(1)
+    return _unless_broken(attention_rows, share)
+
+
+def _unless_broken(rows: AttentionRows, values: Tensor) -> Tensor:
+    """What heads have, [heads], but NaN where a score is: neither a mean over other rows nor a share would show it."""
+    return values.masked_fill(rows.highest.isnan().any(dim=2).any(dim=0), float("nan"))

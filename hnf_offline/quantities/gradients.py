@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hnf_offline.linalg.vectors import cosine, length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _CATALOGUE = "training-stability catalogue (source document)"
-
-
-def _norm(vector: Tensor) -> Tensor:
-    return vector.square().sum().sqrt()
 
 
 @quantity(
@@ -40,7 +37,7 @@ def gradient_norm(gradient: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return gradient.square().sum().sqrt()
+    return length(gradient)
 
 
 @quantity(
@@ -62,7 +59,7 @@ def gradient_ema_ratio(gradient: Tensor, second_moment: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return _norm(gradient) / second_moment.sum().sqrt()
+    return length(gradient) / length(second_moment.sqrt())
 
 
 @quantity(
@@ -81,7 +78,7 @@ def momentum_cosine(gradient: Tensor, moment: Tensor) -> Tensor:
     Returns:
         A scalar, NaN where either is 0.
     """
-    return gradient @ moment / (_norm(gradient) * _norm(moment))
+    return cosine(gradient, moment)
 
 
 @quantity(
@@ -101,7 +98,7 @@ def gradient_flow_ratio(gradient: Tensor, later_gradient: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return _norm(gradient) / _norm(later_gradient)
+    return length(gradient) / length(later_gradient)
 
 
 @quantity(
@@ -170,7 +167,7 @@ def effective_learning_rate(next_update: Tensor, gradient: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return _norm(next_update) / _norm(gradient)
+    return length(next_update) / length(gradient)
 
 
 @quantity(
@@ -190,7 +187,7 @@ def next_update_ratio(next_update: Tensor, weight: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return _norm(next_update) / _norm(weight)
+    return length(next_update) / length(weight)
 
 
 @quantity(

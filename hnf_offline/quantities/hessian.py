@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hnf_offline.linalg.vectors import inner
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def gradient_direction(gradient: Tensor, hessian_gradient: Tensor, step_metric: 
     Returns:
         A scalar.
     """
-    return gradient @ (step_metric * hessian_gradient) / (gradient @ gradient)
+    return inner(gradient, step_metric * hessian_gradient) / inner(gradient, gradient)
 
 
 @quantity(
@@ -110,7 +111,7 @@ def update_direction(update: Tensor, hessian_update: Tensor, step_metric: Tensor
     Returns:
         A scalar.
     """
-    return update @ hessian_update / (update @ (update / step_metric))
+    return inner(update, hessian_update) / inner(update, update / step_metric)
 
 
 @quantity(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hnf_offline.linalg.vectors import length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def adam_lag_rms(gradient: Tensor, second_moment: Tensor, epsilon: Tensor) -> Te
     Returns:
         A scalar.
     """
-    return (gradient.square() / second_moment.clamp_min(epsilon.square())).mean().sqrt()
+    return length(gradient / second_moment.sqrt().clamp_min(epsilon)) / gradient.numel() ** 0.5
 
 
 @quantity(

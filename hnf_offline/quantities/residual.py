@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hnf_offline.linalg.vectors import row_lengths
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -12,10 +13,7 @@ if TYPE_CHECKING:
 
 def _squares(stream: Tensor) -> Tensor:
     """Mean square over the width; [batch, tokens]."""
-    import torch
-
-    length: Tensor = torch.linalg.vector_norm(stream, dim=-1)
-    return length.square() / stream.shape[-1]
+    return row_lengths(stream).square() / stream.shape[-1]
 
 
 @quantity(

@@ -60,7 +60,7 @@ def linear_cka(sequences_before: Tensor, sequences: Tensor) -> Tensor:
     """
     left, right = _gram(sequences_before), _gram(sequences)
     cross = _unbiased_hsic(left, right)
-    return (cross / (_unbiased_hsic(left, left) * _unbiased_hsic(right, right)).sqrt()).mean(dim=-1)
+    return (cross / (_unbiased_hsic(left, left).sqrt() * _unbiased_hsic(right, right).sqrt())).mean(dim=-1)
 
 
 @quantity(

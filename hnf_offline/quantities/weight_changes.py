@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hnf_offline.linalg.vectors import cosine, length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
 
 _CATALOGUE = "training-stability catalogue (source document), weight change analysis"
 _LAYERS = "every layer; not at the first checkpoint"
-
-
-def _norm(vector: Tensor) -> Tensor:
-    import torch
-
-    norm: Tensor = torch.linalg.vector_norm(vector, dim=-1)
-    return norm
-
-
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    return (one * other).sum(dim=-1)
 
 
 @quantity(
@@ -46,7 +36,7 @@ def update_norm(change: Tensor) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return _norm(change)
+    return length(change)
 
 
 @quantity(
@@ -65,7 +55,7 @@ def update_ratio(change: Tensor, earlier: Tensor) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return _norm(change) / _norm(earlier)
+    return length(change) / length(earlier)
 
 
 @quantity(
@@ -85,7 +75,7 @@ def update_cosine(change: Tensor, change_before: Tensor) -> Tensor:
     Returns:
         A scalar a layer, NaN where a layer did not move.
     """
-    return _product(change, change_before) / (_norm(change) * _norm(change_before))
+    return cosine(change, change_before)
 
 
 @quantity(
@@ -104,7 +94,7 @@ def distance_from_first(weight: Tensor, first: Tensor) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return _norm(weight - first) / _norm(first)
+    return length(weight - first) / length(first)
 
 
 @quantity(
@@ -126,4 +116,4 @@ def moment_cosine(moment: Tensor, moment_before: Tensor) -> Tensor:
     Returns:
         A scalar a layer, NaN where a moment is 0.
     """
-    return _product(moment, moment_before) / (_norm(moment) * _norm(moment_before))
+    return cosine(moment, moment_before)

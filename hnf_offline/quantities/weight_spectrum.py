@@ -209,7 +209,7 @@ def sigma_max(spectrum: MatrixSpectra) -> Bounded:
 @quantity(
     "weight.sigma_median",
     unit="output / input",
-    formula="the median singular value of W",
+    formula="the median singular value of W; the mean of the middle two of an even number",
     reference=f"definition; {_CATALOGUE} (singular value distribution)",
     tier="weights",
     layers="weight matrices of which all singular values are computed (up to 1024 rows or columns)",
@@ -220,7 +220,10 @@ def sigma_median(spectrum: MatrixSpectra) -> Bounded:
     """Median singular value; NaN where only the leading ones are known."""
     if not spectrum.whole:
         return _undefined(spectrum)
-    return _of_square(spectrum.values[..., spectrum.dimension // 2], spectrum.error)
+    # The same one twice where their number is odd.
+    middle = spectrum.values[..., [(spectrum.dimension - 1) // 2, spectrum.dimension // 2]]
+    both = _of_square(middle, spectrum.error[..., None])
+    return Bounded(*(one.mean(axis=-1) for one in (both.value, both.low, both.high)))
 
 
 @quantity(

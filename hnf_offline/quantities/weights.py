@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hnf_offline.linalg.vectors import length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
 
 _CATALOGUE = "training-stability catalogue (source document)"
 _LAYERS = "every layer"
-
-
-def _norm(vector: Tensor) -> Tensor:
-    import torch
-
-    norm: Tensor = torch.linalg.vector_norm(vector, dim=-1)
-    return norm
 
 
 @quantity(
@@ -80,7 +74,7 @@ def weight_deviation(centred_weight: Tensor) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return centred_weight.square().mean(dim=-1).sqrt()
+    return length(centred_weight) / centred_weight.shape[-1] ** 0.5
 
 
 @quantity(
@@ -99,8 +93,12 @@ def weight_excess_kurtosis(centred_weight: Tensor) -> Tensor:
     Returns:
         A scalar a layer, NaN where all parameters are equal.
     """
-    squares = centred_weight.square()
-    return squares.square().mean(dim=-1) / squares.mean(dim=-1).square() - 3
+    lowest, highest = centred_weight.amin(dim=-1, keepdim=True), centred_weight.amax(dim=-1, keepdim=True)
+    # In units of the range, as a fourth power leaves that of a float32 at 1e10 and at 1e-10. Where there is no range
+    # this is 0 / 0; the mean of equal numbers need not be one of them.
+    squares = (centred_weight / (highest - lowest)).square()
+    kurtosis = squares.square().mean(dim=-1) / squares.mean(dim=-1).square() - 3
+    return kurtosis.masked_fill((highest == lowest).squeeze(-1), float("nan"))
 
 
 def _quantile(sorted_weight: Tensor, share: float) -> Tensor:
@@ -239,4 +237,4 @@ def distance_to_neighbour(weight: Tensor, neighbour: Tensor) -> Tensor:
     Returns:
         A scalar a layer between 0 and sqrt(2).
     """
-    return _norm(weight - neighbour) / _norm(weight).hypot(_norm(neighbour))
+    return length(weight - neighbour) / length(weight).hypot(length(neighbour))

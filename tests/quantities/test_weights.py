@@ -135,6 +135,10 @@ def test_closed_forms_of_planted_spectra() -> None:
         (condition, 1), (stable_rank, 12), (effective_rank, 12), (nuclear_norm, 24), (sigma_median, 2),
     ):  # fmt: skip
         assert measure(identity).value == pytest.approx(value, rel=1e-6)
+    for planted, middle in (([9.0, 4.0, 1.0], 4.0), ([9.0, 4.0, 1.0, 0.5], 2.5)):
+        found = sigma_median(matrix_spectrum(with_singular_values(planted, 8, len(planted))))
+        assert found.value == pytest.approx(middle)
+        assert found.low <= middle * (1 + 1e-12) and found.high >= middle * (1 - 1e-12)
     halves = matrix_spectrum(with_singular_values([0.5, 0.25, 0.25], 8, 3))
     assert effective_rank(halves).value == pytest.approx(2**1.5)  # entropy 1.5 bits
     assert stable_rank(halves).value == pytest.approx(1.5)
