@@ -18,6 +18,8 @@ NULLS = (0.0, 0.5, 0.8)
 WORST = NULLS[-1]
 #: Draws for each of them.
 PATHS = 2000
+#: Waves of half a period, one, one and a half, ... within a series: more would see less of a slow wander.
+SLOW = 6
 
 
 def to_scale(values: Floats) -> Floats:
@@ -124,3 +126,25 @@ def effective_rows(values: Floats) -> float:
     phi = float(correlation[1])
     phi = min(max(phi + (1 + 4 * phi) / length, 0.0), 0.999)
     return length / min(max(tau, (1 + phi) / (1 - phi), 1.0), float(length))
+
+
+def effective_rows_of_slow_waves(values: Floats) -> float:
+    """Number of independent rows by the slowest waves of a series: its variance over their mean square, times n.
+
+    The waves are the `SLOW` lowest cosines, which all have the mean's own variance where the correlation lasts much
+    shorter than the series; a slow wander below a larger noise shows in them long before it does in
+    autocorrelations (Lazarus, Lewis, Stock & Watson 2018, J. Bus. Econ. Stat. 36(4), equal-weighted cosines).
+
+    Args:
+        values: one stretch of a series, (n,), n of more than `SLOW`.
+
+    Returns:
+        Above 0, more than n where the waves are weak; n for a constant series.
+    """
+    length = values.size
+    centred = values - values.mean()
+    power = float(centred @ centred) / (length - 1)
+    places = np.pi * (np.arange(length) + 0.5) / length
+    waves = np.sqrt(2 / length) * np.cos(np.outer(np.arange(1, SLOW + 1), places)) @ centred
+    of_waves = float(waves @ waves) / SLOW
+    return length * power / of_waves if of_waves > 0 else float(length)

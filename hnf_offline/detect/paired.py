@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from hnf_offline.detect.autocorrelation import effective_rows
+from hnf_offline.detect.autocorrelation import SLOW, effective_rows, effective_rows_of_slow_waves
 from hnf_offline.detect.trailing import Floats
 from hnf_offline.quantities.loss_curve import paired_t
 
 #: Rows, and independent rows among them, that the test needs.
-ROWS, EFFECTIVE = 20, 4.0
+ROWS, EFFECTIVE = 20, 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,10 @@ class PairedTest:
 def paired_test(steps: NDArray[np.int64], loss_a: Floats, loss_b: Floats) -> PairedTest | None:
     """Compare two losses at common steps, over the second half of them.
 
+    How many rows are independent is estimated twice, from autocorrelations and from the slowest waves, and the
+    estimate that leaves the wider interval counts: a slow wander beside much noise hides from the first, a short
+    correlation is better known by it.
+
     Args:
         steps: the common steps, ascending.
         loss_a: loss of run A there.
@@ -60,12 +64,16 @@ def paired_test(steps: NDArray[np.int64], loss_a: Floats, loss_b: Floats) -> Pai
     if steps.size < ROWS or bool((loss_a == loss_b).all()):
         return None
     difference = loss_a - loss_b
-    effective = effective_rows(difference)
-    if effective < EFFECTIVE:
+    of_lags, of_waves = effective_rows(difference), effective_rows_of_slow_waves(difference)
+    if min(of_lags, of_waves) < EFFECTIVE:
         return None
-    mean, freedom = float(difference.mean()), effective - 1
-    error = float(difference.std(ddof=1) / np.sqrt(effective))
-    reach = float(student.ppf(0.975, freedom)) * error
+    # Of the two errors, each with the degrees of freedom that its estimate has, the one with the wider interval.
+    spread = float(difference.std(ddof=1))
+    reach, effective, freedom = max(
+        (float(student.ppf(0.975, free)) * spread / rows**0.5, rows, free)
+        for rows, free in ((of_lags, of_lags - 1), (min(of_waves, float(steps.size)), float(SLOW)))
+    )
+    mean = float(difference.mean())
     with np.errstate(divide="ignore"):
         statistic = paired_t(loss_a, loss_b, effective)
     return PairedTest(
