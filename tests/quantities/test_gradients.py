@@ -100,6 +100,19 @@ def test_both_estimates_are_unbiased() -> None:
     assert naive == pytest.approx(np.sum(mean**2) + np.sum(spread**2) / 16, rel=0.05)
 
 
+def test_a_noise_scale_by_hand() -> None:
+    # Two groups of 2 of 8 sequences: 1/2 - 1/8 = 3/8. tr(Sigma) = 3 / (3/8) = 8, |G|^2 = 5 - 8/8 = 4.
+    even = GradientNoise(
+        np.array([2.0, 2.0]), 8.0, np.array([3.0, 3.0]), np.array([0.3, -0.3]), 5.0, tokens_per_sequence=16.0
+    )
+    assert variance_trace(even) == pytest.approx((8, 8, 8))
+    # G' Sigma G = .09 / (3/8); twice the root of its eighth, times Student's t of one degree of freedom.
+    reach = 12.71 * 2 * math.sqrt(0.09 / (3 / 8) / 8)
+    assert squared_mean_gradient(even) == pytest.approx((4, 4 - reach, 4 + reach))
+    assert noise_scale(even) == pytest.approx((2, 8 / (4 + reach), math.inf))
+    assert critical_batch(even) == pytest.approx((32, 16 * 8 / (4 + reach), math.inf))
+
+
 @pytest.mark.parametrize(("size", "truth"), [(0.3, 20 / 9.0), (0.1, 20.0)])
 def test_a_planted_noise_scale_lies_in_its_interval(size: float, truth: float) -> None:
     generator = np.random.default_rng(1)

@@ -128,3 +128,12 @@ def test_a_contraction_never_grows_and_beyond_the_unit_circle_there_is_no_bound(
     assert kreiss_constant(torch.tensor(layer([0.9, 0.5, 0.1]))) == pytest.approx(1)
     assert kreiss_constant(torch.tensor(layer([1.01, 0.5]))) == math.inf
     assert kreiss_constant(torch.empty(0, 0)) == 1
+
+
+def test_a_stream_that_grows_before_it_decays_has_the_kreiss_constant_of_its_map() -> None:
+    white = torch.linalg.qr(torch.randn(400, 2, generator=torch.Generator().manual_seed(0)).double())[0]
+    white = white - white.mean(dim=0)
+    # Whitening scales all directions alike here, up to what 400 tokens leave, and turns them.
+    white = torch.linalg.qr(white)[0] * 400**0.5
+    shear = torch.tensor([[0.9, 5.0], [0.0, 0.9]], dtype=torch.float64)
+    assert koopman.kreiss(transition(white, white @ shear.mT)) == pytest.approx(12.52, rel=0.01)

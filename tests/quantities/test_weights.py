@@ -284,3 +284,18 @@ def test_a_planted_rank_one_increment_has_rank_one() -> None:
         (query_change[1].T @ key_change[1]).norm().item()
     )
     assert 1 <= third_order_stable_rank(third)[1] <= third_order_effective_rank(third)[1] <= 4 + 1e-9
+
+
+def test_ranks_of_planted_singular_values() -> None:
+    # Orthonormal rows U and V: the singular values of (diag(a) U)' V are a. Shares of the squares 1/2, 1/4, 1/8, 1/8.
+    left, right = (torch.linalg.qr(drawn(16, 4, seed=seed)).Q.T for seed in (0, 1))
+    scaled = torch.tensor([2.0, 2**0.5, 1.0, 1.0], dtype=torch.float64)[:, None] * left
+    zero = torch.zeros(1, 4, 16, dtype=torch.float64)
+    second, third = increment_spectra(zero, right[None], scaled[None], right[None])
+    for spectrum, norm, stable, effective in (
+        (second, second_order_norm, second_order_stable_rank, second_order_effective_rank),
+        (third, third_order_norm, third_order_stable_rank, third_order_effective_rank),
+    ):
+        assert norm(spectrum).item() == pytest.approx(8**0.5)
+        assert stable(spectrum).item() == pytest.approx(2)
+        assert effective(spectrum).item() == pytest.approx(2**1.75)
