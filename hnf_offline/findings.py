@@ -213,7 +213,7 @@ class LogFindings:
         highest: the highest rise that is no spike: {"step", "loss", "before", "z"}; None where nothing rises.
         skipped: files that were passed over: {"path", "reason", "remedy"}.
         curve: the learning curve: "window", "plateau", "explosion", "power_law", "target", "validation", "accuracy",
-            "schedule", "phases", "epochs"; empty for a short log.
+            "components", "schedule", "phases", "epochs"; empty for a short log.
         precision: gradient norms and loss scaling: "bands", "scale", "skipped", "simulated"; what was logged of them.
     """
 

@@ -11,15 +11,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from hnf_offline.detect.components import loss_components
+from hnf_offline.detect.explosion import largest_explosion
 from hnf_offline.detect.measured import logged
 from hnf_offline.detect.overfitting import validation_gaps
 from hnf_offline.detect.power_law import PowerLaw, fit_power_law
 from hnf_offline.detect.schedule import phases, schedule_effects
-from hnf_offline.detect.trailing import SIGMA_PER_MAD, Floats, trailing_median
+from hnf_offline.detect.trailing import Floats, trailing_median
 from hnf_offline.detect.validation_accuracy import validation_accuracy
 from hnf_offline.findings import Spike
 from hnf_offline.quantities.loss_curve import (
-    explosion_score,
     loss_deviation,
     loss_excess_kurtosis,
     loss_mean,
@@ -28,8 +29,8 @@ from hnf_offline.quantities.loss_curve import (
     steps_to_target,
 )
 
-#: Rows of the last window, of the trailing noise, of the smoothed loss; a log with fewer than LEAST says nothing.
-WINDOW, NOISE_ROWS, SMOOTH_ROWS, LEAST = 100, 60, 20, 40
+#: Rows of the last window, of the smoothed loss; a log with fewer than LEAST says nothing.
+WINDOW, SMOOTH_ROWS, LEAST = 100, 20, 40
 #: Without a target of the user's: the level after this share of the fall.
 FALL = 0.9
 MOST_EPOCHS, MOST_JUMPS, EPOCH_ROWS = 50, 20, 5
@@ -49,8 +50,8 @@ def learning_curve(
 
     Returns:
         Keys "window" (moments), "plateau", "explosion", "power_law" (or "no_power_law": the reason), "target",
-        "validation", "accuracy", "schedule", "epochs", "phases"; empty for fewer than forty finite losses. Every
-        quantity that could not be computed is None or left out.
+        "validation", "accuracy", "components", "schedule", "epochs", "phases"; empty for fewer than forty finite
+        losses. Every quantity that could not be computed is None or left out.
     """
     steps, loss = logged(log, "loss")
     finite = np.isfinite(loss)
@@ -59,7 +60,10 @@ def learning_curve(
         return {}
     calm = _outside(steps, spikes)
     calm_steps, calm_loss = steps[calm], loss[calm]
-    told: dict[str, Any] = {"explosion": _explosion(steps, loss)}
+    told: dict[str, Any] = {
+        "explosion": largest_explosion(steps, loss),
+        "components": loss_components(log),
+    }
     if calm_steps.size >= LEAST:
         fit = fit_power_law(calm_steps, calm_loss)
         rates = _at(calm_steps, *logged(log, "learning_rate"))
@@ -108,19 +112,6 @@ def _window(steps: NDArray[np.int64], loss: Floats) -> dict[str, Any]:
         "skewness": _or_none(loss_skewness(last)),
         "excess_kurtosis": _or_none(loss_excess_kurtosis(last)),
     }
-
-
-def _explosion(steps: NDArray[np.int64], loss: Floats) -> dict[str, Any] | None:
-    # The rows before t: the median of |change - median| over up to 60 of them, at least 10.
-    change = np.diff(loss, prepend=np.nan)
-    change[0] = 0.0
-    centre = trailing_median(change, NOISE_ROWS, 10)
-    sigma = SIGMA_PER_MAD * trailing_median(np.abs(change - np.nan_to_num(centre)), NOISE_ROWS, 10)
-    score = explosion_score(loss, np.where(sigma > 0, sigma, np.nan))
-    if not np.isfinite(score).any():
-        return None
-    row = int(np.nanargmax(score))
-    return {"step": int(steps[row]), "score": float(score[row]), "change": float(change[row])}
 
 
 def _plateau(loss: Floats) -> dict[str, Any]:

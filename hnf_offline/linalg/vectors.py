@@ -43,9 +43,12 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         [...], of the type that `length` has.
     """
+    import torch
+
     wide = _widest(one)
     total = one.new_zeros(one.shape[:-1], dtype=wide)
-    for left, right in zip(one.split(_STRETCH, dim=-1), other.split(_STRETCH, dim=-1), strict=True):
+    stretches = (torch.split(vector, _STRETCH, dim=-1) for vector in (one, other))
+    for left, right in zip(*stretches, strict=True):
         total = total + (left.to(wide) * right.to(wide)).sum(dim=-1)
     return total
 

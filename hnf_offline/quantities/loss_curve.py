@@ -149,6 +149,33 @@ def accuracy_drop(accuracy: Floats) -> float:
 
 
 @quantity(
+    "loss.component_share",
+    unit="share",
+    formula="mean of a further training loss (z_loss, aux_loss, ...) / mean of the loss, over the last rows that have "
+    "both",
+    reference=f"{_CATALOGUE}, loss components decomposition",
+    tier="log",
+    layers="the log; every further loss in it, known by its name",
+    reading="What the loss is made of. A part whose share grows begins to decide the gradient; one that jumps by many "
+    "sigma at the step of a spike is where to look.",
+    cannot="As logged: a part may be written without the weight it is added with, or not be added at all, and then "
+    "shares do not sum to 1.",
+)
+def component_share(component: Floats, loss: Floats) -> float:
+    """Mean of one part of the loss relative to the loss.
+
+    Args:
+        component: one value a row.
+        loss: of the same rows.
+
+    Returns:
+        The share; NaN where the mean loss is 0.
+    """
+    whole = float(np.mean(loss))
+    return float(np.mean(component)) / whole if whole else float("nan")
+
+
+@quantity(
     "loss.plateau_score",
     unit="loss",
     formula="1/w sum_(i=0..w-1) |L(t-i) - M|, M the median of the w rows before those",

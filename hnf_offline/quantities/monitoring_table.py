@@ -71,7 +71,11 @@ CATALOGUE: tuple[Line, ...] = (
         "tr(H) / |g|^2 there is no batch size: B ~ tr(Sigma) / |G|^2",
     ),
     ("Loss by step, epoch and phase", "loss.mean, loss.deviation, hnf spikes"),
-    ("Loss components", "", "further losses in a log are columns like any other; they are not added up"),
+    (
+        "Loss components",
+        "loss.component_share, loss.mean, loss.deviation, loss.explosion_score, hnf spikes",
+        "of every further loss in the log, as it was logged: weights are not known",
+    ),
     (
         "Moving statistics: mean, variance, skewness, kurtosis",
         "loss.mean, loss.deviation, loss.skewness, loss.excess_kurtosis",

@@ -63,7 +63,8 @@ def adam_lag_rms(gradient: Tensor, second_moment: Tensor, epsilon: Tensor) -> Te
     Returns:
         A scalar.
     """
-    return length(gradient / second_moment.sqrt().clamp_min(epsilon)) / gradient.numel() ** 0.5
+    lag: Tensor = length(gradient / second_moment.sqrt().clamp_min(epsilon)) / gradient.numel() ** 0.5
+    return lag
 
 
 @quantity(

@@ -74,7 +74,8 @@ def weight_deviation(centred_weight: Tensor) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return length(centred_weight) / centred_weight.shape[-1] ** 0.5
+    deviation: Tensor = length(centred_weight) / centred_weight.shape[-1] ** 0.5
+    return deviation
 
 
 @quantity(

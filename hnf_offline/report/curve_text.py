@@ -47,6 +47,7 @@ def curve_lines(curve: Mapping[str, Any]) -> Iterator[str]:
         yield f"{named}: loss {loss(target['loss'])} {reached}"
     yield from _validation(curve.get("validation"))
     yield from _accuracy(curve.get("accuracy"))
+    yield from _components(curve.get("components") or ())
     yield from _jumps(curve.get("schedule") or ())
     for key, title in (("phases", "phase"), ("epochs", "epoch")):
         stretches = curve.get(key) or ()
@@ -121,6 +122,20 @@ def _accuracy(told: Mapping[str, Any] | None) -> Iterator[str]:
     )
 
 
+def _components(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for one in parts:
+        jump = one.get("explosion")
+        most = (
+            f"; largest jump {number(jump['change'], 2)} at step {jump['step']:,}, {number(jump['score'], 2)} sigma"
+            if jump
+            else ""
+        )
+        yield (
+            f"{clean(one['column'])}: {loss(one['mean'])} over the last {plural(one['rows'], 'row')}, "
+            f"{_share(one['share'])} of the loss as logged, noise of one row {number(one['deviation'], 2)}{most}"
+        )
+
+
 def _jumps(jumps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in jumps[:MOST_JUMPS]:
         sure = one["low"] > 0 or one["high"] < 0
@@ -180,6 +195,7 @@ _SHOWN_BY = {
     "explosion": ("loss.explosion_score",),
     "validation": ("loss.validation_gap",),
     "accuracy": ("loss.accuracy_drop",),
+    "components": ("loss.component_share",),
     "plateau": ("loss.plateau_score",),
     "power_law": ("loss.power_law", "loss.expected_gain"),
     "target": ("loss.steps_to_target",),

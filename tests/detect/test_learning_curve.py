@@ -15,6 +15,7 @@ from hnf_offline.detect.power_law import PowerLaw, fit_power_law
 from hnf_offline.detect.schedule import phases, schedule_effects
 from hnf_offline.findings import Spike
 from hnf_offline.quantities import loss_curve
+from hnf_offline.report.curve_text import curve_lines
 from hnf_offline.synthetic import hover_run, null_run, relaxation_run
 
 STEPS = np.arange(1, 2001)
@@ -129,6 +130,41 @@ def test_the_paired_test_finds_a_planted_difference():
     assert inside >= 35
     assert paired_test(STEPS, shared, shared) is None
     assert paired_test(STEPS[:10], shared[:10], shared[:10] + 1) is None
+
+
+# parts of the loss
+
+
+def test_parts_of_the_loss_are_told_with_their_shares_and_jumps():
+    draw = np.random.default_rng(0)
+    z, router = 0.1 + 1e-3 * draw.standard_normal((2, 2000))
+    router[1199] += 0.5
+    task = power() + noise(0)
+    log = pl.DataFrame({
+        "step": STEPS, "loss": task + z + 0.01 * router, "train/z_loss": z, "router_aux_loss": router,
+        "eval_loss": task, "loss_scale": z, "total_loss": task, "train_loss": task + z + 0.01 * router,
+        "avg_loss": task, "glossary": z, "idle_loss": 0 * z, "short_loss": pl.Series(np.where(STEPS < 20, z, np.nan)),
+    })  # fmt: skip
+    told = {one["column"]: one for one in learning_curve(log)["components"]}
+    assert set(told) == {
+        "train/z_loss",
+        "router_aux_loss",
+    }  # not other data's, nor the loss itself, nor its scale
+    level = log["loss"][-100:].mean()
+    assert told["train/z_loss"]["share"] == pytest.approx(z[-100:].mean() / level)
+    assert told["train/z_loss"]["deviation"] == pytest.approx(1e-3, rel=0.3)
+    assert told["router_aux_loss"]["explosion"]["step"] == 1200
+    assert (
+        told["router_aux_loss"]["explosion"]["score"] > 100 > 10 > told["train/z_loss"]["explosion"]["score"]
+    )
+    assert learning_curve(log.select("step", "loss"))["components"] == []
+    lines = [one for one in curve_lines(learning_curve(log)) if "router_aux_loss" in one]
+    assert len(lines) == 1 and "1,200" in lines[0] and "of the loss as logged" in lines[0]
+
+
+def test_the_share_of_a_part_is_that_of_the_means():
+    assert loss_curve.component_share(np.array([1.0, 2.0]), np.array([5.0, 7.0])) == 0.25
+    assert np.isnan(loss_curve.component_share(np.ones(2), np.array([1.0, -1.0])))
 
 
 # the power law

@@ -43,8 +43,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "replay": ("quantities/test_planted.py",),
     "residual": ("quantities/test_formulas.py", "quantities/test_activations.py"),
     "scaler": ("detect/test_scaler_history.py",),
-    "similarity": ("quantities/test_activations.py",),
-    "update": ("quantities/test_update.py",),
+    "similarity": ("quantities/test_activations.py", "quantities/test_planted.py"),
+    "update": ("quantities/test_update.py", "quantities/test_planted.py"),
     "weight": ("quantities/test_weights.py", "quantities/test_formulas.py"),
 }  # fmt: skip
 
