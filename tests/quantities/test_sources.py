@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import typer
 
 from hnf_offline.cli import VERBS
 from hnf_offline.quantities import catalogue
@@ -31,6 +32,16 @@ def test_the_verbs_and_policies_that_are_named_exist(measure: Measure) -> None:
         policy = re.search(r"--policy (\S+)", place)
         if policy:
             assert policy[1] in policies()
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=_IDS)
+def test_the_options_that_are_named_exist(measure: Measure) -> None:
+    from hnf_offline.cli import app
+
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for place in measure.elsewhere:
+        known = {option for one in verbs[place.split()[1]].params for option in one.opts}
+        assert set(re.findall(r"--[a-z-]+", place)) <= known, place
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=_IDS)
