@@ -25,7 +25,7 @@ and warnings to stderr. What is written, and where, is in [What is written](outp
 | code | what it means |
 |---|---|
 | 0 | done; a spike is a finding, not an error |
-| 1 | `hnf check` found something wrong; no other verb ends so |
+| 1 | `hnf check` found something wrong, or `hnf report --fail-on spike` a spike; no other verb ends so |
 | 2 | bad usage or input: one line on stderr names the file, the reason and the remedy |
 | 130 | interrupted; what was finished is kept, and the same command goes on there |
 | 141 | nobody reads the output any more, as in `hnf monitor RUN \\| head -1` |

@@ -65,6 +65,12 @@ class ZoomName(StrEnum):
     off = "off"
 
 
+class FailOnName(StrEnum):
+    """What `hnf report` fails on."""
+
+    spike = "spike"
+
+
 RunPath = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="Folder or address (s3://...) of a run: checkpoints, log, batches."),
@@ -225,6 +231,7 @@ Zoom = Annotated[
 Prove = Annotated[
     bool, typer.Option("--prove", help="Test each recommendation by retraining the run with it.")
 ]
+FailOn = Annotated[FailOnName | None, typer.Option("--fail-on", help="Exit with 1 where one was found.")]
 Rule = Annotated[RuleName, typer.Option("--rule", envvar="HNF_RULE", help="Definition of a loss spike.")]
 Column = Annotated[
     list[str] | None,

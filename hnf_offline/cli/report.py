@@ -18,6 +18,8 @@ from hnf_offline.options import (
     Device,
     Every,
     Explain,
+    FailOn,
+    FailOnName,
     Force,
     Json,
     Layers,
@@ -81,6 +83,7 @@ def report(
     plan: ShowPlan = False,
     zoom: Zoom = ZoomName.auto,
     prove: Prove = False,
+    fail_on: FailOn = None,
     heat: Map = False,
     explain: Explain = None,
     quiet: Quiet = False,
@@ -112,10 +115,11 @@ def report(
     )
     folder, remark = output_folder(out, (run,), force=force)
     if plan:
-        return print_plans(
+        print_plans(
             (run,), settings, (folder,), model, as_json,
             zoom=zoom is ZoomName.auto, options=choices(context, run, from_run),
         )  # fmt: skip
+        return
     remarks(run, remark, quiet)
     checked = check_first(run, quiet, model, settings.device)
     from hnf_offline.report import write_report, write_retraining
@@ -130,14 +134,16 @@ def report(
         write_retraining(proof, done.log, (folder / evidence).parent, command=typed_command())
     page = write_report(done.findings, done.log, done.profile, folder, command=typed_command())
     if as_json:
-        return emit_json(done.findings.to_json())
-    if not quiet:
-        from hnf_offline.report import explained, summary
+        emit_json(done.findings.to_json())
+    else:
+        if not quiet:
+            from hnf_offline.report import explained, summary
 
-        shown = terminal()
-        emit(
-            summary(done.findings, **shown) if explain is None else explained(done.findings, explain, **shown)
-        )
-        if heat:
-            print_map(done.profile, done.findings)
-    return emit(str(relative(page)))
+            shown = terminal()
+            told = done.findings
+            emit(summary(told, **shown) if explain is None else explained(told, explain, **shown))
+            if heat:
+                print_map(done.profile, told)
+        emit(str(relative(page)))
+    if fail_on is FailOnName.spike and done.findings.spikes:
+        raise typer.Exit(1)

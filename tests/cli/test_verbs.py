@@ -126,6 +126,16 @@ def test_report_of_a_log_alone(hnf: Any, write_log: Any, tmp_path: Path) -> None
     assert not Path("reports/log.jsonl/profile.parquet").exists()
 
 
+def test_report_fails_on_a_spike_where_asked(hnf: Any, write_log: Any, tmp_path: Path) -> None:
+    spiky = write_log(tmp_path / "data" / "log.jsonl")
+    calm = write_log(tmp_path / "calm" / "log.jsonl", spike=None)
+    failed = hnf("report", spiky, "--fail-on", "spike", "--json", "--out", "a")
+    assert failed.code == 1 and failed.err.count("hnf:") == 0
+    assert [spike["onset"] for spike in failed.json["spikes"]] == [120] and Path("a/index.html").exists()
+    assert hnf("report", spiky, "--out", "a").code == 0
+    assert hnf("report", calm, "--fail-on", "spike", "--out", "b").code == 0
+
+
 def test_report_explains_one_spike_on_demand(hnf: Any, write_log: Any, tmp_path: Path) -> None:
     log = write_log(tmp_path / "data" / "log.jsonl")
     told = hnf("report", str(log), "--explain", "1")
