@@ -11,10 +11,12 @@ from torch import Tensor
 
 from hnf_offline.linalg.density import spectral_density
 from hnf_offline.linalg.lanczos import lanczos_extremes
+from hnf_offline.linalg.second_derivative import second_derivative_norm
 from hnf_offline.linalg.trace import trace as estimated_trace
 from hnf_offline.quantities.estimate import estimated_second_moment, stability_ratio_estimate
 from hnf_offline.quantities.hessian import lambda_max, lambda_min, product_error, unstable_mass_change
-from hnf_offline.quantities.jacobian import left_out
+from hnf_offline.quantities.jacobian import hnf_curvature, left_out
+from hnf_offline.quantities.jacobian import second_derivative_norm as d2_norm
 from hnf_offline.quantities.landscape import LargestNoise, linear_barrier, local_sharpness, pac_bayes
 from hnf_offline.quantities.optimizer import adam_step_metric, saved_learning_rate
 from hnf_offline.quantities.precision import (
@@ -59,6 +61,15 @@ def test_ends_of_a_planted_spectrum() -> None:
     start = torch.randn(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = lanczos_extremes(Dense(symmetric(EIGENVALUES)), start, residual=1e-9)
     assert (lambda_max(found), lambda_min(found)) == pytest.approx((4.0, -1.0))
+
+
+def test_curvature_of_softmax_where_it_is_highest() -> None:
+    # sqrt(2 / 27) at p = (.7887, .2113): the supremum over all scores.
+    p = 0.5 + 1 / math.sqrt(12)
+    scores = torch.tensor([[p, 1 - p]], dtype=torch.float64).log()
+    found = second_derivative_norm(lambda z: z.softmax(dim=-1), scores).value
+    assert d2_norm(found).item() == pytest.approx(math.sqrt(2 / 27), rel=1e-3)
+    assert hnf_curvature(found).item() == pytest.approx(math.sqrt(2 / 27) / 2, rel=1e-3)
 
 
 def test_the_estimate_is_s_where_squared_gradients_are_the_same_everywhere() -> None:
