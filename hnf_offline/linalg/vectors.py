@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 #: Between these, no square of a float32 overflows and none that counts underflows.
 _SAFE = 1e-15, 1e15
-#: Entries that are widened at once: what a processor's cache holds.
-_STRETCH = 1 << 17
+#: Entries that a float32 sums without losing digits, and that are widened at once.
+_STRETCH = 1 << 12
 
 
 def length(vector: Tensor) -> Tensor:
-    """Euclidean norm over the last dimension, its squares summed in float64.
+    """Euclidean norm over the last dimension; in float64, but for stretches of a float32 that hold their squares.
 
     Args:
         vector: [..., n], of any floating type.
@@ -29,12 +29,13 @@ def length(vector: Tensor) -> Tensor:
     """
     import torch
 
-    norm: Tensor = torch.linalg.vector_norm(vector, dim=-1, dtype=_widest(vector))
+    norms = _own_lengths(vector)
+    norm: Tensor = torch.linalg.vector_norm(vector if norms is None else norms, dim=-1, dtype=_widest(vector))
     return norm
 
 
 def inner(one: Tensor, other: Tensor) -> Tensor:
-    """Inner product over the last dimension, in float64.
+    """Inner product over the last dimension, in float64, but for products that a float32 holds.
 
     Args:
         one: [..., n].
@@ -43,12 +44,11 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         [...], of the type that `length` has.
     """
-    import torch
-
     wide = _widest(one)
+    if _own_lengths(one) is not None and _own_lengths(other) is not None:
+        return (one * other).sum(dim=-1).to(wide)  # which torch adds pairwise
     total = one.new_zeros(one.shape[:-1], dtype=wide)
-    stretches = (torch.split(vector, _STRETCH, dim=-1) for vector in (one, other))
-    for left, right in zip(*stretches, strict=True):
+    for left, right in zip(one.split(_STRETCH, dim=-1), other.split(_STRETCH, dim=-1), strict=True):
         total = total + (left.to(wide) * right.to(wide)).sum(dim=-1)
     return total
 
@@ -66,23 +66,27 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     return (inner(one, other) / (length(one) * length(other))).clamp(-1.0, 1.0)
 
 
-def row_lengths(rows: Tensor) -> Tensor:
-    """Euclidean norms of many short vectors: in their own precision, which is faster, where it holds the squares.
-
-    Args:
-        rows: [..., n].
+def _own_lengths(vector: Tensor) -> Tensor | None:
+    """Norms of the stretches of vectors in float32, [..., stretches], where that holds their squares.
 
     Returns:
-        [...], of the type that `length` has.
+        None where it may not, and where to look at it would mean to wait for a device.
     """
     import torch
 
-    if rows.device.type != "cpu" or rows.dtype.itemsize < 4 or rows.numel() == 0:
-        return length(rows)
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
-    lowest, highest = torch.aminmax(norms)
-    within = bool(lowest > _SAFE[0]) and bool(highest < _SAFE[1])
-    return norms.double() if within else length(rows)
+    if vector.device.type != "cpu" or vector.dtype != torch.float32 or not vector.numel():
+        return None
+    size = vector.shape[-1]
+    even = size - size % _STRETCH
+    norms: list[Tensor] = []
+    if even:
+        stretches = torch.unflatten(vector[..., :even], -1, (-1, _STRETCH))
+        norms.append(torch.linalg.vector_norm(stretches, dim=-1))
+    if even < size:
+        norms.append(torch.linalg.vector_norm(vector[..., even:], dim=-1, keepdim=True))
+    together = torch.cat(norms, dim=-1)
+    lowest, highest = torch.aminmax(together)
+    return together if bool(lowest > _SAFE[0]) and bool(highest < _SAFE[1]) else None
 
 
 def _widest(vector: Tensor) -> torch.dtype:

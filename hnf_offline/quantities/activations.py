@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hnf_offline.linalg.vectors import row_lengths
+from hnf_offline.linalg.vectors import length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def activation_variance(activation: Tensor) -> Tensor:
     each = activation.flatten(1) if activation.ndim > 2 else activation.reshape(1, -1)
     centred = (each - each.mean(dim=1, keepdim=True)).reshape(activation.shape)
     # By units first: one long sum of squares would lose digits.
-    return row_lengths(centred).square().sum() / activation.numel()
+    return length(centred).square().sum() / activation.numel()
 
 
 @quantity(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.linalg.vectors import row_lengths
+from hnf_offline.linalg.vectors import length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def _squares(stream: Tensor) -> Tensor:
     """Mean square over the width; [batch, tokens]."""
-    return row_lengths(stream).square() / stream.shape[-1]
+    return length(stream).square() / stream.shape[-1]
 
 
 @quantity(

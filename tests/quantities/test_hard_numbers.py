@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hnf_offline.linalg.vectors import cosine, inner, length, row_lengths
+from hnf_offline.linalg.vectors import cosine, inner, length
 from hnf_offline.quantities.activations import activation_variance
 from hnf_offline.quantities.attention import attention_entropy, attention_rows, attention_saturation
 from hnf_offline.quantities.gradients import (
@@ -167,7 +167,7 @@ def test_what_is_not_finite_stays_so(broken: float) -> None:
 def test_half_precision_is_widened_before_it_is_squared(dtype: torch.dtype) -> None:
     vector = torch.full((4, 100), 300.0, dtype=dtype)  # 300 squared is beyond float16
     assert gradient_norm(vector[0]).item() == pytest.approx(3000)
-    assert row_lengths(vector).tolist() == pytest.approx([3000] * 4)
+    assert length(vector).tolist() == pytest.approx([3000] * 4)
     assert update_norm(vector).tolist() == pytest.approx([3000] * 4)
     assert momentum_cosine(vector[0], vector[0]).item() == pytest.approx(1)
 
@@ -178,16 +178,25 @@ def test_lengths_and_products_are_those_of_float64(seed: int, rows: int, count: 
     for one in (drawn(rows, count, seed=seed), wide[:, ::2][:, :count], wide.T[:count].T):
         other = drawn(rows, count, seed=seed + 1)
         exact = (one.double() * other.double()).sum(dim=-1)
-        assert inner(one, other).tolist() == pytest.approx(exact.tolist(), abs=1e-9)
-        norms = one.double().square().sum(dim=-1).sqrt().tolist()
-        assert length(one).tolist() == pytest.approx(norms, rel=1e-12)
-        assert row_lengths(one).tolist() == pytest.approx(norms, rel=1e-6)
+        norms, others = (each.double().square().sum(dim=-1).sqrt() for each in (one, other))
+        apart = (inner(one, other) - exact).abs() / (norms * others).clamp_min(1e-30)
+        assert apart.max().item() < 1e-6
+        assert length(one).tolist() == pytest.approx(norms.tolist(), rel=1e-6)
 
 
 def test_long_vectors_are_summed_to_their_end() -> None:
     # Several stretches of a product, and a last one that is not whole.
     one, other = torch.full((300_001,), 2.0), torch.full((300_001,), 3.0)
     assert inner(one, other).item() == 6 * 300_001
+    assert length(one).item() == pytest.approx(2 * math.sqrt(300_001), rel=1e-7)
+    # A few entries of another size, and one that no float32 can square, at the end.
+    many = drawn(1_000_003)
+    many[-3:] = torch.tensor([1e4, -1e4, 3e3])
+    for scale, last in ((1.0, 5.0), (1e-20, 5.0), (1.0, 1e25)):
+        vector = scale * many
+        vector[-1] = last
+        assert length(vector).item() == pytest.approx(vector.double().norm().item(), rel=1e-6)
+        assert inner(vector, vector).item() == pytest.approx(vector.double().square().sum().item(), rel=1e-6)
     assert cosine(one, other).item() == pytest.approx(1) and cosine(one, -other).item() >= -1
 
 
