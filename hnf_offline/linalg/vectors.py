@@ -44,11 +44,14 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         [...], of the type that `length` has.
     """
+    import torch
+
     wide = _widest(one)
     if _own_lengths(one) is not None and _own_lengths(other) is not None:
         return (one * other).sum(dim=-1).to(wide)  # which torch adds pairwise
     total = one.new_zeros(one.shape[:-1], dtype=wide)
-    for left, right in zip(one.split(_STRETCH, dim=-1), other.split(_STRETCH, dim=-1), strict=True):
+    pieces = (torch.split(each, _STRETCH, dim=-1) for each in (one, other))
+    for left, right in zip(*pieces, strict=True):
         total = total + (left.to(wide) * right.to(wide)).sum(dim=-1)
     return total
 
