@@ -37,13 +37,15 @@ from hnf_offline.profile.shards import (
 )
 from hnf_offline.profile.surroundings import Surroundings, has_buffers, other_end
 from hnf_offline.quantities.gradient_course import COMPARED, FEWEST_COMPARED
-from hnf_offline.quantities.landscape import PAIRS, RADIUS, RISE, STRETCHES, barrier_of
+from hnf_offline.quantities.landscape import BOX, CORNERS, PAIRS, RADIUS, RISE, STRETCHES, barrier_of
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.build import load_weights_into
 from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.table import Row, sort, table
 
 _KEY = "hnf_offline.key"
+#: What changes the values beside settings and files.
+_MEASURED = f"landscape {RADIUS} {BOX} {CORNERS} {RISE} {PAIRS} {STRETCHES} {LENGTH}"
 _HOST = torch.device("cpu")
 
 
@@ -97,7 +99,7 @@ def measure_landscape(
         return Landscape(table(), ())
     # Nothing else of the settings changes a landscape.
     own = ProfileSettings(dtype=settings.dtype, rows=settings.rows, seed=settings.seed)
-    key = settings_key(own, (*session.identity, f"landscape {RADIUS} {RISE} {PAIRS} {STRETCHES} {LENGTH}"))
+    key = settings_key(own, (*session.identity, _MEASURED))
     hashes = [content_hash(point.files) for point in checkpoints]
     keys = ["-".join([key, *hashes[max(0, at - 1) : at + 1]]) for at in range(len(checkpoints))]
     skipped: dict[Path, tuple[Path, str, str]] = {}
@@ -217,10 +219,15 @@ def _measure_rows(
     spend("gradient", len(session.batch.tokens))
     kept = _projected(gradients)
     ascended = around.uphill(gradients)
+    highest = around.highest_corner(gradients)
     del gradients
     blur = around.rounding
     if ascended is not None:
         tell({"centre_loss": around.centre, "ascended_loss": ascended}, -blur, blur)
+    if highest is not None:
+        share = 100.0 * blur / (1.0 + around.centre)
+        offered = {"centre_loss": around.centre, "highest_loss": highest}
+        tell(offered, -share, math.inf, certified=False)  # no more than a lower bound
     noise = around.largest_noise(seed)
     tell(
         {"largest_noise": noise},

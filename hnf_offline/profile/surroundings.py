@@ -13,9 +13,10 @@ from scipy.stats import t
 from torch import Tensor, nn
 
 from hnf_offline.profile.along import Replay, loss_with, plain_kernels
-from hnf_offline.profile.batch import MicroBatch
+from hnf_offline.profile.batch import MicroBatch, rows_of
 from hnf_offline.profile.directions import ROUNDING
-from hnf_offline.quantities.landscape import PAIRS, RADIUS, RISE, STRETCHES, LargestNoise
+from hnf_offline.profile.effort import spend
+from hnf_offline.quantities.landscape import BOX, CORNERS, PAIRS, RADIUS, RISE, STRETCHES, LargestNoise
 from hnf_offline.run.model.build import load_weights_into
 
 #: Relative noise that the search begins with, and the range that it stays in.
@@ -30,9 +31,9 @@ POWERS = 1.0, 8.0
 FACTOR, MOST = 8.0, 14
 #: Mean rises that both searches take as a rule: 2 to 3 each on decoders of 600 to 60,000 parameters.
 USUAL_ROUGH, USUAL = 2.5, 2.5
-#: Forward passes of a checkpoint beside its gradient: the loss itself, one step uphill, noise, and the straight line
-#: with its other end.
-LANDSCAPE_FORWARDS = 1 + 1 + 2 * (FEW_PAIRS * USUAL_ROUGH + PAIRS * USUAL) + STRETCHES
+#: Forward passes of a checkpoint beside its gradient: the loss itself, one step uphill, the corners of a box (all but
+#: the last with a gradient, which is worth three), noise, and the straight line with its other end.
+LANDSCAPE_FORWARDS = 1 + 1 + 4 * CORNERS - 3 + 2 * (FEW_PAIRS * USUAL_ROUGH + PAIRS * USUAL) + STRETCHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,56 @@ class Surroundings:
             for name, value in self.replay.module.named_parameters()
             if name in gradients
         })
+
+    def highest_corner(self, gradients: Mapping[str, Tensor]) -> float | None:
+        """Replay the loss at corners of the box |z_i| <= BOX (|w_i| + 1), each by the gradient at the one before.
+
+        Where the loss is convex each corner is at least as high as the one before. It ends at one that is its own best.
+
+        Args:
+            gradients: of the replayed rows, by parameter name.
+
+        Returns:
+            The highest loss, that of the weights included, infinite where one is not finite; None where no weight has a
+            finite gradient that is not 0.
+        """
+        own = {
+            name: value.detach() for name, value in self.replay.module.named_parameters() if name in gradients
+        }
+        signs = {name: gradients[name].sign() for name in own}
+        if not all(bool(one.isfinite().all()) for one in gradients.values()):
+            return None
+        if not any(bool(one.any()) for one in signs.values()):
+            return None
+        highest = self.centre
+        for tried in range(1, CORNERS + 1):
+            corner = {name: value + BOX * (value.abs() + 1) * signs[name] for name, value in own.items()}
+            loss = self.loss(corner)
+            if not math.isfinite(loss):
+                return math.inf
+            highest = max(highest, loss)
+            if tried == CORNERS:
+                break
+            # An entry without a gradient there stays where it is.
+            better = {name: one.sign() for name, one in self._gradients(corner).items()}
+            better = {name: torch.where(one == 0, signs[name], one) for name, one in better.items()}
+            if all(torch.equal(better[name], signs[name]) for name in signs):
+                break
+            signs = {name: one.nan_to_num(0.0) for name, one in better.items()}
+        return highest
+
+    def _gradients(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Differentiate the loss elsewhere, by parameter name."""
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        for batch in self.batches:
+            with plain_kernels(), torch.enable_grad():
+                loss = batch.weight * self.replay.with_parameters(leaves, batch).loss
+                found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            for name, gradient in zip(leaves, found, strict=True):
+                sums[name] += gradient
+        spend("gradient", rows_of(self.batches))
+        return sums
 
     def largest_noise(self, seed: int) -> LargestNoise:
         """Search the relative noise at which the mean loss has risen by `RISE`.

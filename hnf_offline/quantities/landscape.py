@@ -15,6 +15,8 @@ _CATALOGUE = "training-stability catalogue (source document)"
 _LAYERS = "the whole model; tier full, or --landscape"
 #: Length of the step uphill, the default of sharpness-aware minimisation.
 RADIUS = 0.05
+#: Half width of the box of epsilon-sharpness, times |w| + 1 in each direction, and the corners that are tried.
+BOX, CORNERS = 1e-3, 4
 #: Rise of the loss that noise may cause, nats.
 RISE = 0.1
 #: Pairs w + n, w - n that a mean over the noise is taken of.
@@ -61,6 +63,34 @@ def local_sharpness(centre_loss: float, ascended_loss: float) -> float:
         The difference.
     """
     return ascended_loss - centre_loss
+
+
+@quantity(
+    "landscape.epsilon_sharpness",
+    unit="%",
+    formula=f"100 (max L(w + z) - L(w)) / (1 + L(w)) over the box |z_i| <= e (|w_i| + 1), e = {BOX:g}; the highest of "
+    f"up to {CORNERS} corners, each z_i = e (|w_i| + 1) sign(g_i), g the gradient at the corner before",
+    reference="Keskar et al. 2017 (arXiv 1609.04836), metric 2.1 with A = I and its epsilon 1e-3 (there ten iterations "
+    f"of L-BFGS-B); {_CATALOGUE}, local sharpness max over ||e|| <= rho",
+    tier="full",
+    layers=_LAYERS,
+    reading="Compare within a run, or between runs of one model: larger is sharper. It moves every weight by at least "
+    f"{BOX:g}, so it grows with their number.",
+    cannot="A lower bound of the maximum: exact where the loss is convex and its curvature has no off-diagonal part, "
+    "elsewhere a corner that no step from corner to corner improves, or the last one tried. A loss above the box's "
+    "corners, and flatness under a rescaling of layers (Dinh et al. 2017), are not seen.",
+)
+def epsilon_sharpness(centre_loss: float, highest_loss: float) -> float:
+    """Largest relative rise of the loss that was found in a small box around the weights.
+
+    Args:
+        centre_loss: at the weights.
+        highest_loss: the highest that was found, at least that.
+
+    Returns:
+        Percent of 1 + loss.
+    """
+    return 100.0 * (highest_loss - centre_loss) / (1.0 + centre_loss)
 
 
 @quantity(

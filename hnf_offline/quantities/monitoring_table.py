@@ -49,7 +49,7 @@ CATALOGUE: tuple[Line, ...] = (
     ),
     (
         "Local sharpness",
-        "landscape.local_sharpness, update.measured_change, hnf profile --landscape",
+        "landscape.local_sharpness, landscape.epsilon_sharpness, update.measured_change, hnf profile --landscape",
         "one step uphill, as in sharpness-aware minimisation; the next update's own rise is update.measured_change",
     ),
     (

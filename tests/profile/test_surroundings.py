@@ -21,11 +21,14 @@ from hnf_offline.profile.surroundings import (
     smallest_crossing,
 )
 from hnf_offline.quantities.landscape import (
+    BOX,
+    CORNERS,
     PAIRS,
     RADIUS,
     RISE,
     STRETCHES,
     barrier_of,
+    epsilon_sharpness,
     linear_barrier,
     local_sharpness,
     pac_bayes,
@@ -45,6 +48,18 @@ class Quadratic(nn.Module):
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         loss = (self.curvature * (self.weight - self.middle).square()).sum() / 2
         return {"loss": loss + 0.0 * input_ids.sum()}
+
+
+class Bowl(nn.Module):
+    """Loss w'Hw / 2 with a dense H."""
+
+    def __init__(self, weight: Tensor, hessian: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.hessian = hessian
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.weight @ self.hessian @ self.weight / 2 + 0.0 * input_ids.sum()}
 
 
 class Valleys(nn.Module):
@@ -95,6 +110,66 @@ def test_without_a_direction_there_is_no_way_uphill() -> None:
     here = around(Quadratic(torch.zeros(3), torch.ones(3)))
     assert here.uphill({"weight": torch.zeros(3)}) is None
     assert here.uphill({"weight": torch.tensor([1.0, math.nan, 0.0])}) is None
+
+
+def test_epsilon_sharpness_of_a_separable_parabola_is_exact() -> None:
+    weight, curvature, middle = random(9), random(9, 1).abs(), random(9, 2)
+    here = around(Quadratic(weight.clone(), curvature, middle))
+    highest = here.highest_corner({"weight": curvature * (weight - middle)})
+    assert highest is not None
+    reach = (weight - middle).abs() + BOX * (
+        weight.abs() + 1
+    )  # each coordinate as far from its minimum as it can be
+    exact = float((curvature * reach.square()).sum() / 2)
+    assert highest == pytest.approx(exact, rel=1e-12)
+    share = 100 * (exact - here.centre) / (1 + here.centre)
+    assert epsilon_sharpness(here.centre, highest) == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_a_dense_one_it_is_a_lower_bound_that_no_first_corner_beats(seed: int) -> None:
+    size = 10
+    factor = random(size * size, seed).view(size, size)
+    hessian = factor @ factor.T
+    # So near the minimum that curvature decides, and the gradient's own corner is not the best.
+    weight = 1e-4 * random(size, seed + 100)
+    box = BOX * (weight.abs() + 1)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * size)
+    points = weight + signs * box
+    most = float(((points @ hessian) * points).sum(1).max() / 2)
+    first = weight + box * (hessian @ weight).sign()
+    here = around(Bowl(weight.clone(), hessian))
+    highest = here.highest_corner({"weight": hessian @ weight})
+    assert highest is not None
+    assert float(first @ hessian @ first / 2) - 1e-15 <= highest <= most * (1 + 1e-12)
+    assert highest - here.centre >= 0.6 * (most - here.centre)
+
+
+def test_corners_that_improve_are_gone_to() -> None:
+    gained: list[float] = []
+    for seed in range(20):
+        factor = random(100, seed).view(10, 10)
+        hessian, weight = factor @ factor.T, 1e-4 * random(10, seed + 100)
+        rises: list[float] = []
+        for corners in (1, CORNERS):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("hnf_offline.profile.surroundings.CORNERS", corners)
+                here = around(Bowl(weight.clone(), hessian))
+                found = here.highest_corner({"weight": hessian @ weight})
+                assert found is not None
+                rises.append(found - here.centre)
+        gained.append(rises[1] / rises[0])
+    assert min(gained) >= 1 - 1e-12, "of a convex loss no corner is lower than the one before"
+    assert np.quantile(gained, 0.8) > 1.1
+
+
+def test_without_a_gradient_there_is_no_corner_and_what_bursts_is_infinite() -> None:
+    here = around(Quadratic(torch.zeros(3), torch.ones(3)))
+    assert here.highest_corner({"weight": torch.zeros(3)}) is None
+    assert here.highest_corner({"weight": torch.tensor([1.0, math.nan, 0.0])}) is None
+    bursting = around(Quadratic(torch.full((1,), 1.8444e19), torch.ones(1)))
+    assert math.isfinite(bursting.centre)
+    assert bursting.highest_corner({"weight": torch.ones(1)}) == math.inf
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
