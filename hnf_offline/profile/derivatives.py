@@ -23,6 +23,7 @@ from hnf_offline.profile.gradients import (
     moments_of,
     next_update_of,
     noise_rows,
+    stored_half,
 )
 from hnf_offline.profile.local_rate import local_rate_rows
 from hnf_offline.profile.metric import adam_tensors, largest_learning_rate
@@ -167,6 +168,9 @@ def _gradient_rows(
             update = next_update_of(optimizer, layers[path], gradients, parameters)
             if update is not None:
                 offered["next_update"] = update
+                half = stored_half(optimizer, layers[path], parameters)
+                if half is not None:
+                    offered["stored_as"] = update.new_empty(0, dtype=half)
             for name, each in norms.items():
                 if name in offered:
                     each.append(length(offered[name]))

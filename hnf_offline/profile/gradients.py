@@ -28,6 +28,7 @@ GROUPS, GROUPED_SHARE = 4, 0.5
 FEWEST_ROWS = 4
 #: Entries of two gradients that are compared at once: what a processor's cache holds.
 _STRETCH = 1 << 18
+_HALF = (torch.bfloat16, torch.float16)
 #: Random directions of a gradient check, and the step along them as a share of the weights' length.
 DIRECTIONS, CHECK_STEP = 8, 1e-6
 
@@ -48,6 +49,36 @@ def moments_of(state: OptimizerState | None, like: Mapping[str, Tensor]) -> dict
         if moment is not None and name in like:
             found[name] = placed(moment, like[name].device).to(like[name]).reshape(like[name].shape)
     return found
+
+
+def stored_half(
+    state: OptimizerState | None, layer: Layer, parameters: Mapping[str, Tensor]
+) -> torch.dtype | None:
+    """Find the half precision in which a layer is trained: that of its saved moments, if its weights fit into it.
+
+    Weights alone may be rounded copies of what is trained; moments of half precision are made for such parameters.
+
+    Args:
+        state: the optimizer's state.
+        layer: the layer.
+        parameters: by name.
+
+    Returns:
+        bfloat16 or float16; None where it is not trained in one.
+    """
+    if state is None or not state.saved:
+        return None
+    found: set[torch.dtype] = set()
+    for part in layer.parts:
+        own = state.parameters.get(part.parameter)
+        moment = None if own is None else (own.exp_avg if own.exp_avg is not None else own.momentum_buffer)
+        if moment is None or moment.dtype not in _HALF:
+            return None
+        weight = parameters[part.parameter].detach()
+        if not torch.equal(weight.to(moment.dtype).to(weight.dtype), weight):
+            return None
+        found.add(moment.dtype)
+    return found.pop() if len(found) == 1 else None
 
 
 def next_update_of(

@@ -70,21 +70,22 @@ def adam_lag_rms(gradient: Tensor, second_moment: Tensor, epsilon: Tensor) -> Te
 @quantity(
     "adam.epsilon_share",
     unit="share",
-    formula="share of entries with sqrt(v_hat_i) < eps among those with v_hat_i > 0",
+    formula="share of entries with sqrt(v_hat_i) < eps among those with v_hat_i > 0 and g_i other than 0",
     reference="Wortsman et al. 2023, Small-scale proxies (arXiv 2309.14322)",
     tier="gradient",
     layers="every layer and the whole model; Adam only",
     bands=(0.5,),
     reading="There eps bounds the update: it is shorter than the learning rate says, and shrinks with the gradient.",
-    cannot="Entries whose gradient is only rounding (key biases) count too.",
+    cannot="Entries whose gradient is only rounding (key biases) count too; those that the replayed rows do not move "
+    "(tokens that are not among them, units that are off) do not: their v_hat fades by itself.",
 )
-def adam_epsilon_share(second_moment: Tensor, epsilon: Tensor) -> Tensor:
+def adam_epsilon_share(second_moment: Tensor, epsilon: Tensor, gradient: Tensor) -> Tensor:
     """Share of a layer's entries whose update Adam's epsilon bounds.
 
     Returns:
         A scalar in [0, 1].
     """
-    felt = second_moment > 0
+    felt = (second_moment > 0) & (gradient != 0)
     return (felt & (second_moment.sqrt() < epsilon)).sum() / felt.sum().clamp_min(1)
 
 

@@ -137,6 +137,35 @@ def nonfinite_fp16(cast_output_fp16: Tensor) -> Tensor:
 
 
 @quantity(
+    "precision.lost_updates",
+    unit="share",
+    formula="share of entries with u_i other than 0 for which w_i - u_i rounds to w_i in the precision that the "
+    "weights and the optimizer's moments are stored in, u the optimizer's next update in full",
+    reference="definition; motive: Zamirai et al. 2020, Revisiting bfloat16 training (arXiv 2010.06192), section 3",
+    tier="gradient",
+    layers="every layer whose weights and moments are stored in bfloat16 or float16",
+    reading="Near 0 training moves what it means to move; near 1 the layer stands still although its gradient does "
+    "not.",
+    cannot="Does not know of stochastic rounding or of a compensation term, under which small updates add up all the "
+    "same.",
+)
+def lost_updates(weight: Tensor, next_update: Tensor, stored_as: Tensor) -> Tensor:
+    """Share of a layer's entries that the next update leaves where they are.
+
+    Args:
+        weight: [size], numbers of that precision.
+        next_update: [size].
+        stored_as: an empty tensor of that precision.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    meant = next_update != 0
+    stays = (weight - next_update).to(stored_as.dtype) == weight.to(stored_as.dtype)
+    return (stays & meant).sum() / meant.sum().clamp_min(1)
+
+
+@quantity(
     "precision.left_out",
     unit="precisions",
     formula="number of the precisions bfloat16 and float16 in which the model could not be run here",

@@ -36,6 +36,7 @@ from hnf_offline.quantities.optimizer import (
     largest_stable_learning_rate,
     sgd_step_size,
 )
+from hnf_offline.quantities.precision import lost_updates
 from hnf_offline.quantities.proxies import cross_entropy_proxy as cross_entropy_of
 from hnf_offline.quantities.proxies import norm_proxy
 from hnf_offline.quantities.proxies import softmax_proxy as softmax_of_rows
@@ -243,9 +244,22 @@ def test_the_lag_is_one_where_the_second_moment_is_the_squared_gradient() -> Non
 
 def test_epsilon_bounds_the_entries_that_were_felt_less_than_it() -> None:
     second_moment = torch.tensor([0.0, 0.0, 1e-20, 1e-20, 1.0])  # two were never felt
-    assert adam_epsilon_share(second_moment, torch.full((5,), 1e-8)).item() == pytest.approx(2 / 3)
-    assert adam_epsilon_share(second_moment, torch.full((5,), 1e-12)).item() == 0.0
-    assert adam_epsilon_share(torch.zeros(3), torch.full((3,), 1e-8)).item() == 0.0
+    moved, epsilon = torch.ones(5), torch.full((5,), 1e-8)
+    assert adam_epsilon_share(second_moment, epsilon, moved).item() == pytest.approx(2 / 3)
+    assert adam_epsilon_share(second_moment, 1e-4 * epsilon, moved).item() == 0.0
+    assert adam_epsilon_share(torch.zeros(5), epsilon, moved).item() == 0.0
+    # What the rows do not move fades by itself: a token that is not among them.
+    absent = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
+    assert adam_epsilon_share(second_moment, epsilon, absent).item() == pytest.approx(1 / 2)
+
+
+def test_updates_are_lost_below_half_a_unit_of_the_last_place() -> None:
+    # bfloat16 has 8 significant bits: next to 1 its numbers are 2^-7 apart, below 1 half of that.
+    weight = torch.ones(4)
+    update = torch.tensor([-(2.0**-9), -(2.0**-7), 2.0**-10, 0.0])
+    for dtype, share in ((torch.bfloat16, 2 / 3), (torch.float16, 0.0), (torch.float32, 0.0)):
+        assert lost_updates(weight, update, torch.empty(0, dtype=dtype)).item() == pytest.approx(share)
+    assert lost_updates(weight, torch.zeros(4), torch.empty(0, dtype=torch.bfloat16)).item() == 0.0
 
 
 @given(ratio=st.floats(1e-3, 1e3), rate=st.floats(1e-6, 1.0))
