@@ -7,12 +7,13 @@ checkpoint agrees, or when there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
+from hnf_offline.detect.kinds import Kind, kind
 from hnf_offline.detect.measured import Measured, measured, worst_head
 from hnf_offline.detect.trailing import Flags, Floats
 from hnf_offline.findings import Pathology
@@ -26,18 +27,14 @@ RANK_PART = 0.25
 #: Nats that the mean log Z may move, a factor of 1e13 of the softmax's denominator, which the loss cannot see; and it
 #: counts only beyond three times its first size: the steady sample run goes from 183 to 414 and is well.
 LOG_Z_DRIFT, LOG_Z_TIMES = 30.0, 3.0
-#: Times its own median before that an embedding's gradient jumps, and the most that the other layers' do meanwhile.
-JUMP, ALONE, BEFORE = 10.0, 3.0, 3
 #: Nats that casting to bfloat16 may cost.
 BFLOAT16_COST = 0.1
 
 #: What to do about attention that rests on single keys.
 CALM_ATTENTION = "Normalise queries and keys (QK-norm) or lower the learning rate of their projections."
-_EMBEDDING = (
-    "Scale the embedding's gradient down (GLM-130B: 0.1) or clip it alone; look for rare tokens in that step."
-)
 _OVERFLOW = "Train in bfloat16, or scale down what this layer gives out."
-_ORIGIN = "Look at its input of that batch; clip the gradient, and go back to the checkpoint before."
+_LASTS = "; the next checkpoint agrees, or there is none."
+_RISEN = f"and that share has risen by {ROSE:.0%} of all since the first checkpoint{_LASTS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +44,16 @@ class Rule:
     Attributes:
         quantity: its name in the catalogue.
         kind: of the pathology.
-        bad: which values are, given all of them.
+        bad: which values are, given all of them, which are finite.
         evidence: a sentence with `now`, `first` and, of a worst head, `head`.
-        action: what can be done.
+        broken: the sentence where the value is not finite although the replayed loss is; "" where others tell it.
     """
 
     quantity: str
-    kind: str
+    kind: Kind
     bad: Callable[[Floats], Flags]
     evidence: str
-    action: str
+    broken: str = ""
 
 
 def _risen(share: float) -> Callable[[Floats], Flags]:
@@ -66,55 +63,125 @@ def _risen(share: float) -> Callable[[Floats], Flags]:
 RULES: tuple[Rule, ...] = (
     Rule(
         "activation.dead_share",
-        "dead-units",
+        kind(
+            "dead-units",
+            rule=f"{SHARE:.0%} or more of a layer's units are off at every replayed token {_RISEN}",
+            needs=("activation.dead_share",),
+            action="Lower the peak learning rate or warm up longer; where units must recover, a leaky activation "
+            "lets them.",
+        ),
         _risen(SHARE),
         "{now:.0%} of its units are off at every replayed token, {first:.0%} at the first checkpoint.",
-        "Lower the peak learning rate or warm up longer; where units must recover, a leaky activation lets them.",
     ),
     Rule(
         "activation.saturated_share",
-        "saturated-units",
+        kind(
+            "saturated-units",
+            rule=f"{SHARE:.0%} or more of a tanh's or sigmoid's outputs are beyond 99 % of its range {_RISEN}",
+            needs=("activation.saturated_share",),
+            action="Gradients hardly pass there: normalise what goes in, or lower the learning rate of the layer "
+            "before.",
+        ),
         _risen(SHARE),
         "{now:.0%} of its outputs are at the limit, {first:.0%} at the first checkpoint.",
-        "Gradients hardly pass there: normalise what goes in, or lower the learning rate of the layer before.",
     ),
     Rule(
         "attention.saturation",
-        "attention-saturation",
+        kind(
+            "attention-saturation",
+            rule=f"{ATTENTION_SHARE:.0%} or more of a head's queries give over 99 % of their weight to one key "
+            f"{_RISEN}",
+            needs=("attention.saturation",),
+            action=CALM_ATTENTION,
+        ),
         _risen(ATTENTION_SHARE),
         "{now:.0%} of the queries of the worst head{head} give more than 99 % of their weight to one key, {first:.0%} "
         "at the first checkpoint.",
-        CALM_ATTENTION,
     ),
     Rule(
         "weight.effective_rank",
-        "rank-collapse",
+        kind(
+            "rank-collapse",
+            rule=f"The effective rank of a layer's weights is below {RANK_PART:g} of that of its first "
+            f"checkpoint{_LASTS}",
+            needs=("weight.effective_rank",),
+            action="The layer uses few directions: lower its learning rate or weight decay, and look at what feeds it.",
+        ),
         lambda values: values < RANK_PART * values[0],
         "effective rank fell from {first:.3g} to {now:.3g}.",
-        "The layer uses few directions: lower its learning rate or weight decay, and look at what feeds it.",
     ),
     # Output logits that move together, which softmax does not see (Wortsman et al. 2023, arXiv:2309.14322).
     Rule(
         "logits.log_z",
-        "logit-drift",
+        kind(
+            "logit-drift",
+            rule=f"The mean log Z of the output moved by more than {LOG_Z_DRIFT:g} nats, and by {LOG_Z_TIMES:g} times "
+            f"its first size, since the first checkpoint{_LASTS}",
+            needs=("logits.log_z",),
+            action="Add a z-loss (1e-4 of log^2 Z): it costs little and holds log Z near 0.",
+        ),
         lambda values: np.abs(values - values[0]) > max(LOG_Z_DRIFT, LOG_Z_TIMES * abs(values[0])),
         "mean log Z moved from {first:.3g} to {now:.3g} nats.",
-        "Add a z-loss (1e-4 of log^2 Z): it costs little and holds log Z near 0.",
     ),
     Rule(
         "adam.epsilon_share",
-        "epsilon-bound-updates",
+        kind(
+            "epsilon-bound-updates",
+            rule=f"{SHARE:.0%} or more of a layer's entries that the replayed rows move have sqrt(v_hat) below Adam's "
+            f"eps{_LASTS}",
+            needs=("adam.epsilon_share",),
+            action="Lower eps, or scale the loss up: these entries move by less than the learning rate says.",
+        ),
         lambda values: values >= SHARE,
         "{now:.0%} of the entries have sqrt(v_hat) below eps.",
-        "Lower eps, or scale the loss up: these entries move by less than the learning rate says.",
     ),
     Rule(
         "precision.loss_change_bf16",
-        "silent-precision-loss",
+        kind(
+            "silent-precision-loss",
+            rule=f"Cast to bfloat16 the model's replayed loss is {BFLOAT16_COST} nats higher, or not finite "
+            f"although it is as it stands{_LASTS}",
+            needs=("precision.loss_change_bf16",),
+            action="Keep a float32 copy of the weights, or at least of norms and head, where the model is trained or "
+            "served.",
+        ),
         lambda values: values > BFLOAT16_COST,
         "cast to bfloat16 the replayed loss is {now:.2g} nats higher.",
-        "Keep a float32 copy of the weights, or at least of norms and head, where the model is trained or served.",
+        broken="cast to bfloat16 the replayed loss is not finite, as the weights stand it is.",
     ),
+    Rule(
+        "precision.lost_updates",
+        kind(
+            "lost-updates",
+            rule=f"The next update leaves {SHARE:.0%} or more of a layer's entries where they are, because weights "
+            f"that are trained in half precision round it away{_LASTS}",
+            needs=("precision.lost_updates",),
+            action="Train with float32 master weights, or round stochastically (or with a compensation term).",
+        ),
+        lambda values: values >= SHARE,
+        "{now:.0%} of its entries stay where they are at the next update: the precision that they are trained in "
+        "rounds it away.",
+    ),
+)
+
+_RANGE = "Any output of a layer, replayed in {0}, {1}."
+FLOAT16_OVERFLOW = kind(
+    "float16-overflow",
+    rule=_RANGE.format("float16", "leaves its range (above 65504), in runs that log a loss scale"),
+    needs=("precision.nonfinite_fp16", "activation.overflow_fp16"),
+    action=_OVERFLOW,
+)
+BFLOAT16_OVERFLOW = kind(
+    "bfloat16-overflow",
+    rule=_RANGE.format("bfloat16", "leaves its range (about 3.4e38)"),
+    needs=("precision.nonfinite_bf16", "activation.overflow_bf16"),
+    action="Scale down what this layer gives out: float32 itself ends there too.",
+)
+NONFINITE_ORIGIN = kind(
+    "nonfinite-origin",
+    rule="The replayed loss is not finite although the weights are: the first layer whose output is not.",
+    needs=("replay.loss", "activation.variance", "residual.rms", "attention.logit_max"),
+    action="Look at its input of that batch; clip the gradient, and go back to the checkpoint before.",
 )
 
 
@@ -131,93 +198,98 @@ def degradations(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Pathology, .
     series: dict[str, list[Measured]] = {}
     for one in measured(profile):
         series.setdefault(one.quantity, []).append(one)
+    losses = series.get("replay.loss", ())
+    replayed = frozenset(step for one in losses for step in one.known().steps.tolist())
+    broken = frozenset(step for one in losses for step in one.steps.tolist()) - replayed
     return (
-        *(found for rule in RULES for found in _by_rule(rule, series.get(rule.quantity, ()), profile)),
-        *_embedding_gradient(profile),
-        *_first_overflow(series, trains_float16="loss_scale" in log.columns),
-        *_first_nonfinite(series),
+        *(
+            found
+            for rule in RULES
+            for one in series.get(rule.quantity, ())
+            for found in _by_rule(rule, one, profile, replayed)
+        ),
+        *_first_overflow(series, broken, trains_float16="loss_scale" in log.columns),
+        *_first_nonfinite(series, broken),
     )
 
 
-def _by_rule(rule: Rule, series: Sequence[Measured], profile: pl.DataFrame) -> Iterator[Pathology]:
-    for one in series:
-        bad = rule.bad(one.values)
-        lasting = np.flatnonzero(bad & np.append(bad[1:], True))  # the next one agrees, or there is none
-        if lasting.size:
-            row = lasting[0]
-            head = worst_head(profile, one, int(row)) if "{head}" in rule.evidence else ""
-            evidence = rule.evidence.format(now=one.values[row], first=one.values[0], head=head)
-            yield Pathology(rule.kind, one.layer, int(one.steps[row]), evidence, rule.action)
+def _by_rule(
+    rule: Rule, one: Measured, profile: pl.DataFrame, replayed: frozenset[int]
+) -> Iterator[Pathology]:
+    """Judge one series by one rule.
 
-
-def _embedding_gradient(profile: pl.DataFrame) -> Iterator[Pathology]:
-    """A gradient of an embedding that jumps while the others do not (Zeng et al. 2022, arXiv:2210.02414).
+    Args:
+        rule: the rule.
+        one: the series.
+        profile: the long table, which names heads.
+        replayed: steps whose replayed loss is finite.
 
     Yields:
-        Kind "embedding-gradient-spike", one a layer.
+        At most one.
     """
-    if profile.is_empty():
+    broken = ~np.isfinite(one.values) & np.isin(one.steps, list(replayed)) & bool(rule.broken)
+    kept = np.isfinite(one.values) | broken
+    one = replace(
+        one, steps=one.steps[kept], values=np.where(broken, np.inf, one.values)[kept], zoomed=one.zoomed[:0]
+    )
+    if not one.values.size:
         return
-    norms = profile.filter(pl.col("quantity") == "gradient.norm")
-    embeddings = set(norms.filter(pl.col("kind") == "embedding")["layer"].to_list())
-    each = list(measured(norms.filter(pl.col("layer") != "")))
-    others = [one for one in each if one.layer not in embeddings]
-    for one in each:
-        if one.layer not in embeddings:
-            continue
-        for row in range(BEFORE, len(one.values)):
-            jump = _jump(one, int(one.steps[row]))
-            rest = [found for other in others if (found := _jump(other, int(one.steps[row]))) is not None]
-            if jump is not None and rest and jump >= JUMP and float(np.median(rest)) <= ALONE:
-                evidence = (
-                    f"gradient norm is {jump:.3g} times its median of the checkpoints before, that of the "
-                )
-                evidence += f"other layers {np.median(rest):.3g} times."
-                yield Pathology(
-                    "embedding-gradient-spike", one.layer, int(one.steps[row]), evidence, _EMBEDDING
-                )
-                break
+    for row in np.flatnonzero(lasting(rule.bad(one.values)))[:1]:
+        now = one.values[row]
+        head = worst_head(profile, one, int(row)) if "{head}" in rule.evidence else ""
+        evidence = rule.evidence if np.isfinite(now) else rule.broken
+        yield rule.kind.at(
+            one.layer, one.steps[row], evidence.format(now=now, first=one.values[0], head=head)
+        )
 
 
-def _jump(one: Measured, step: int) -> float | None:
-    at = int(np.searchsorted(one.steps, step))
-    if at < BEFORE or at >= len(one.steps) or one.steps[at] != step:
-        return None
-    usual = float(np.median(one.values[max(0, at - 2 * BEFORE) : at]))
-    return float(one.values[at]) / usual if usual > 0 and np.isfinite(one.values[at]) else None
+def lasting(bad: Flags) -> Flags:
+    """Keep what is bad at a checkpoint and at the next one too, or at the last one.
+
+    Returns:
+        One flag a row.
+    """
+    return np.asarray(bad & np.append(bad[1:], True))
 
 
-def _first_overflow(series: dict[str, list[Measured]], *, trains_float16: bool) -> Iterator[Pathology]:
+def _first_overflow(
+    series: dict[str, list[Measured]], broken: frozenset[int], *, trains_float16: bool
+) -> Iterator[Pathology]:
     """Where the range of a reduced precision ends: the first layer, in forward order, at the first such checkpoint.
 
-    float16 counts only for runs that train in it, as a logged loss scale tells.
+    Checkpoints whose replay is not finite in its own precision say nothing of another. float16 counts only for runs
+    that train in it, as a logged loss scale tells.
 
     Yields:
         Kinds "float16-overflow" and "bfloat16-overflow".
     """
-    for name, letters, counts in (("float16", "fp16", trains_float16), ("bfloat16", "bf16", True)):
+    for name, letters, overflow, counts in (
+        ("float16", "fp16", FLOAT16_OVERFLOW, trains_float16),
+        ("bfloat16", "bf16", BFLOAT16_OVERFLOW, True),
+    ):
         quantities = f"precision.nonfinite_{letters}", f"activation.overflow_{letters}"
-        wrong = [one for quantity in quantities for one in series.get(quantity, ()) if (one.values > 0).any()]
-        if not counts or not wrong:
-            continue
-        first = min(wrong, key=lambda one: (int(one.steps[one.values > 0][0]), one.depth))
-        row = int(np.flatnonzero(first.values > 0)[0])
-        evidence = (
-            f"{first.values[row]:.2%} of its outputs leave the range of {name}, none observed before does."
-        )
-        yield Pathology(f"{name}-overflow", first.layer, int(first.steps[row]), evidence, _OVERFLOW)
+        wrong = [
+            (int(one.steps[row]), one.depth, one.layer, float(one.values[row]))
+            for quantity in quantities
+            for one in series.get(quantity, ())
+            for row in np.flatnonzero((one.values > 0) & ~np.isin(one.steps, list(broken)))[:1]
+        ]
+        if counts and wrong:
+            step, _, layer, share = min(wrong)
+            evidence = f"{share:.2%} of its outputs leave the range of {name}, none observed before does."
+            yield overflow.at(layer, step, evidence)
 
 
-def _first_nonfinite(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
+def _first_nonfinite(series: dict[str, list[Measured]], broken: frozenset[int]) -> Iterator[Pathology]:
     """Finite weights whose replay is not finite: the first module that gives out NaN or infinity.
 
     Yields:
         Kind "nonfinite-origin".
     """
-    broken = [one for one in series.get("replay.loss", ()) if not np.isfinite(one.values).all()]
-    if not broken:
+    sick = {step for one in series.get("weight.nonfinite", ()) for step in one.steps[one.values > 0].tolist()}
+    step = min(broken - sick, default=None)
+    if step is None:
         return
-    step = min(int(one.steps[~np.isfinite(one.values)][0]) for one in broken)
     origin = [
         one
         for quantity in ("activation.variance", "residual.rms", "attention.logit_max")
@@ -226,7 +298,6 @@ def _first_nonfinite(series: dict[str, list[Measured]]) -> Iterator[Pathology]:
     ]
     if origin:
         first = min(origin, key=lambda one: one.depth)
-        evidence = (
-            "the weights are finite, what this layer gives out is not; none observed before it does that."
-        )
-        yield Pathology("nonfinite-origin", first.layer, step, evidence, _ORIGIN)
+        evidence = f"the replayed loss of checkpoint {step} is not finite and its weights are: of all layers this one "
+        evidence += "is the first to give out what is not."
+        yield NONFINITE_ORIGIN.at(first.layer, step, evidence)

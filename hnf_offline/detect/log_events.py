@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
-from hnf_offline.detect import broken_values, loss_scale, memory_growth, plateau, rising, throughput, written
+from hnf_offline.detect import (
+    broken_values,
+    loss_scale,
+    memory_growth,
+    overfitting,
+    plateau,
+    rising,
+    throughput,
+    written,
+)
 from hnf_offline.detect.gradient_outliers import gradient_outliers
+from hnf_offline.detect.kinds import kind
 from hnf_offline.detect.overfitting import validation_gaps
 from hnf_offline.detect.written import Written
 from hnf_offline.findings import LogEvent, Pathology, Spike
@@ -16,24 +26,77 @@ __all__ = ["LogEvent", "Written", "log_events", "log_pathologies"]
 
 #: Kinds that `pathologies` finds by itself, from the spikes.
 _OF_SPIKES = frozenset({"nonfinite-loss"})
-_OVERFITTING = "overfitting"
-#: What can be done about each kind.
-ACTIONS: Mapping[str, str] = {
-    "nonfinite-gradient": "Where a loss scaler skips them a few are normal; else clip, and look at those batches.",
-    "gradient-outliers": "Clip the gradient's norm a little above its usual level; look at the batches of those steps.",
-    "slow-divergence": "Go back to a checkpoint before the climb, with a lower learning rate.",
-    "plateau": "Look whether the optimizer was given the parameters and whether labels fit their inputs; then try "
-    "another learning rate.",
-    "loss-scale-collapse": "Gradients overflow at every scale: train in bfloat16, or find the layer that overflows.",
-    "skipped-steps": "Each skipped step trains nothing: begin with a lower loss scale, or train in bfloat16.",
-    "throughput-drop": "Look at what changed there: a slow node, data loading, longer rows, a full disk.",
-    "memory-growth": "Look for what is kept from step to step (losses summed without .item(), a growing list or "
-    "cache); until it is found, restart from a checkpoint before memory ends.",
-    "duplicated-log": "Let one process write the log; where two runs wrote into it, name the right file with [log] "
-    "files in run.toml.",
-    _OVERFITTING: "Take the checkpoint of the lowest validation loss; more data, stronger regularisation or a "
-    "smaller model helps, more steps do not.",
-}
+_EVENTS = (
+    kind(
+        "nonfinite-gradient",
+        rule=f"The gradient norm is not finite although the loss is: {broken_values.SUSTAINED_ROWS} rows in a row, "
+        f"{broken_values.SHARE:.0%} of all, and no loss scale is logged.",
+        needs=("grad_norm",),
+        action="Where a loss scaler skips them a few are normal; else clip, and look at those batches.",
+    ),
+    kind(
+        "slow-divergence",
+        rule=f"The median loss of the last {rising.MEDIAN_ROWS} rows ({rising.SHORT_MEDIAN_ROWS} of short logs) lies "
+        f"above its lowest by half of that, by {rising.NATS} nat (of losses that began below {10 * rising.NATS:g}, a "
+        f"tenth of where they began) and by {rising.SIGMAS:g} deviations of single rows.",
+        needs=("loss",),
+        action="Go back to a checkpoint before the climb, with a lower learning rate.",
+    ),
+    kind(
+        "plateau",
+        rule=f"The loss improves by less than {plateau.PROGRESS:.0%} over {plateau.ROWS} rows and half of the log, "
+        f"above {plateau.LEVEL:g} of its first values, in a log that begins where training does.",
+        needs=("loss",),
+        action="Look whether the optimizer was given the parameters and whether labels fit their inputs; then try "
+        "another learning rate.",
+    ),
+    kind(
+        "loss-scale-collapse",
+        rule=f"The loss scale falls below {loss_scale.FLOOR:g}, or to it after {loss_scale.ONCE:g} or more.",
+        needs=("loss_scale",),
+        action="Gradients overflow at every scale: train in bfloat16, or find the layer that overflows.",
+    ),
+    kind(
+        "skipped-steps",
+        rule=f"After the search for a scale at the start {loss_scale.SKIPPED_SHARE:.0%} of the updates are skipped, or "
+        f"a quarter of those of {loss_scale.BURST_ROWS} rows; {loss_scale.SKIPPED_LEAST} at least.",
+        needs=("skipped_steps", "loss_scale"),
+        action="Each skipped step trains nothing: begin with a lower loss scale, or train in bfloat16.",
+    ),
+    kind(
+        "throughput-drop",
+        rule=f"The median speed of {throughput.BLOCK_ROWS} rows falls below {throughput.DROP:g} of that of the "
+        f"{throughput.BLOCK_ROWS * throughput.BASE_BLOCKS} before, and by more than their noise, for longer than that.",
+        needs=("throughput", "step_time"),
+        action="Look at what changed there: a slow node, data loading, longer rows, a full disk.",
+    ),
+    kind(
+        "memory-growth",
+        rule=f"A column of memory rises by {memory_growth.RISE:.0%} or more after its warm-up, in "
+        f"{memory_growth.RISING} of {memory_growth.BLOCKS - 1} stretches, and still does in the second half.",
+        needs=("any column of memory",),
+        action="Look for what is kept from step to step (losses summed without .item(), a growing list or cache); "
+        "until it is found, restart from a checkpoint before memory ends.",
+    ),
+    kind(
+        "duplicated-log",
+        rule=f"Rows are written again without a restart that explains it, or {written.REPEATED_SHARE:.0%} of the log "
+        "are.",
+        needs=("step",),
+        action="Let one process write the log; where two runs wrote into it, name the right file with [log] files in "
+        "run.toml.",
+    ),
+)
+_OVERFITTING = kind(
+    "overfitting",
+    rule=f"The last {overfitting.AFTER} validation losses (of {overfitting.EVALUATIONS} or more) lie above the lowest "
+    f"by {overfitting.RISE:.0%} of it and {overfitting.SIGMAS:g} deviations of their noise, while the training loss "
+    "fell.",
+    needs=("loss", "any column of a validation loss"),
+    action="Take the checkpoint of the lowest validation loss; more data, stronger regularisation or a smaller model "
+    "helps, more steps do not.",
+)
+_KINDS = {one.name: one for one in _EVENTS}
 
 
 def log_events(
@@ -77,7 +140,7 @@ def log_pathologies(
         Those of severity "warning" and "danger", without the ones that spikes already tell.
     """
     wrong = (
-        Pathology(event.kind, "", event.first, event.evidence, ACTIONS.get(event.kind, ""))
+        _KINDS[event.kind].at("", event.first, event.evidence)
         for event in log_events(log, spikes, how)
         if event.severity != "info" and event.kind not in _OF_SPIKES
     )
@@ -96,4 +159,4 @@ def _overfitting(log: pl.DataFrame) -> Iterator[Pathology]:
             f"{gap.column} was lowest at step {gap.best_step} ({gap.best:.4g}) and ends {gap.rise:.3g} higher, while "
             f"the training loss fell further; the gap went from {gap.first:.3g} to {gap.last:.3g}."
         )
-        yield Pathology(_OVERFITTING, "", gap.onset, evidence, ACTIONS[_OVERFITTING])
+        yield _OVERFITTING.at("", gap.onset, evidence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,16 @@ class Measured:
             False also where nothing is known of where the rows come from.
         """
         return bool(self.zoomed[row]) if self.zoomed.size else False
+
+    def known(self) -> Measured:
+        """Leave out the rows whose value is NaN or infinite.
+
+        Returns:
+            The rest.
+        """
+        finite = np.isfinite(self.values)
+        zoomed = self.zoomed[finite] if self.zoomed.size else self.zoomed
+        return replace(self, steps=self.steps[finite], values=self.values[finite], zoomed=zoomed)
 
     def place(self, row: int) -> str:
         """Name where a row was measured.

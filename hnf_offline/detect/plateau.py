@@ -16,13 +16,15 @@ ROWS, SHARE = 200, 0.5  # at least so many rows, and this share of the log
 PROGRESS, LEVEL = 0.01, 0.7
 MEDIAN_ROWS = 20
 BEGINNING = 0.02
+QUARTERS = 4
 
 
 def plateau(log: pl.DataFrame) -> Iterator[LogEvent]:
     """A loss that stays near where it began: no progress although the learning rate is above zero.
 
-    Over at least 200 logged rows and half of the log the trailing median improves by less than 1 %, at a
-    level above 0.7 of the first losses. A log that begins in mid-training says nothing of it.
+    Over at least 200 logged rows and half of the log the trailing median improves by less than 1 %, from its lowest
+    and from the first quarter's median to the last quarter's, at a level above 0.7 of the first losses. A log that
+    begins in mid-training says nothing of it.
 
     Yields:
         Kind "plateau", at most one.
@@ -40,13 +42,18 @@ def plateau(log: pl.DataFrame) -> Iterator[LogEvent]:
     lowest = pl.Series(level).reverse().rolling_min(span + 1, min_samples=1).reverse().to_numpy()
     began = float(np.median(loss[:10]))
     stuck = (level - lowest < PROGRESS * np.abs(level)) & (level > LEVEL * began)
-    for begin in np.flatnonzero(stuck[: max(level.size - span, 0)])[:1]:
+    for begin in np.flatnonzero(stuck[: max(level.size - span, 0)]):
+        # By their medians: one low block does not make those after it stand still.
+        early, late = np.array_split(level[begin : begin + span + 1], QUARTERS)[:: QUARTERS - 1]
+        if np.median(early) - np.median(late) >= PROGRESS * abs(float(np.median(early))):
+            continue
         if _learning(log, int(last[begin])):
             evidence = (
                 f"median loss is {level[begin]:.4g} at step {last[begin]} and {level[begin + span]:.4g} at "
             )
             evidence += f"{last[begin + span]}; it began at {began:.4g}."
             yield LogEvent("plateau", "warning", int(last[begin]), int(last[begin + span]), evidence)
+        return
 
 
 def _from_the_start(steps: NDArray[np.int64]) -> bool:

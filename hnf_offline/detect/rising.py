@@ -8,10 +8,14 @@ import numpy as np
 import polars as pl
 
 from hnf_offline.detect.measured import logged
+from hnf_offline.detect.spikes import DIVERGED_NATS, DIVERGED_RATIO, least_rise
 from hnf_offline.detect.trailing import SIGMA_PER_MAD, block_medians
 from hnf_offline.findings import LogEvent, Spike
 
-RATIO, NATS = 0.5, 0.3  # the end above the lowest level: those of a divergence that begins with a jump
+RATIO, NATS = (
+    DIVERGED_RATIO - 1,
+    DIVERGED_NATS,
+)  # the end above the lowest level, as of a divergence with a jump
 SIGMAS = 3.0  # and this many standard deviations of single rows
 MEDIAN_ROWS, SHORT_MEDIAN_ROWS, LONG_LOG = 20, 5, 200
 UNDECIDED_ROWS = 5
@@ -20,8 +24,9 @@ UNDECIDED_ROWS = 5
 def slow_divergence(log: pl.DataFrame, spikes: Sequence[Spike]) -> Iterator[LogEvent]:
     """A loss that climbs from its lowest level to the end of the log, with no jump a spike rule could see.
 
-    The median of the last 20 rows (5 in logs below 200 rows) lies half of the lowest such median, 0.3 nat and
-    three standard deviations of single rows above that lowest one. Looks back from the end of the log.
+    The median of the last 20 rows (5 in logs below 200 rows) lies half of the lowest such median, 0.3 nat (of losses
+    that began below 3, a tenth of where they began) and three standard deviations of single rows above that lowest
+    one. Looks back from the end of the log.
 
     Yields:
         Kind "slow-divergence", at most one; none where the last spike already is a divergence.
@@ -41,7 +46,7 @@ def slow_divergence(log: pl.DataFrame, spikes: Sequence[Spike]) -> Iterator[LogE
         return
     sigma = SIGMA_PER_MAD * float(np.median(np.abs(loss[loss.size % rows :] - np.repeat(level, rows))))
     rise = float(level[-1] - level[lowest])
-    if rise > max(NATS, RATIO * abs(float(level[lowest])), SIGMAS * sigma):
+    if rise > max(least_rise(loss), RATIO * abs(float(level[lowest])), SIGMAS * sigma):
         evidence = (
             f"median loss climbed from {level[lowest]:.4g} at step {last[lowest]} to {level[-1]:.4g} at "
         )

@@ -27,6 +27,7 @@ RESUME_STEPS = 3
 DIVERGED_ROWS = 5  # a divergence stays up at least this long
 DIVERGED_RATIO = 1.5
 DIVERGED_NATS = 0.3
+DIVERGED_PART = 0.1  # of where the loss began, where that is less
 
 
 @dataclass(slots=True)
@@ -268,7 +269,9 @@ def _spike(
 
 
 def _kind(episode: Episode, following: Episode | None, loss: Floats) -> str:
-    """Name the kind: non-finite, a divergence (the last one, and the loss stays well above), or a spike.
+    """Name the kind: non-finite, a divergence (the loss stays well above to the end of the log), or a spike.
+
+    A loss that went up for good has spikes of its own up there; they do not make it come back.
 
     Returns:
         "nonfinite", "divergence" or "spike".
@@ -276,8 +279,22 @@ def _kind(episode: Episode, following: Episode | None, loss: Floats) -> str:
     if episode.nonfinite is not None:
         return "nonfinite"
     tail = loss[max(episode.start, loss.size - DIVERGED_ROWS) :]
-    if episode.end is not None or following is not None or loss.size - episode.start < DIVERGED_ROWS:
+    if episode.end is not None or loss.size - episode.start < DIVERGED_ROWS:
+        return "spike"
+    if following is not None and _first_back(loss, episode.start, episode.back) is not None:
         return "spike"
     level = float(sorted_median(tail[None, :])[0])
-    high = level - episode.before > max(DIVERGED_NATS, (DIVERGED_RATIO - 1) * abs(episode.before))
+    high = level - episode.before > max(least_rise(loss), (DIVERGED_RATIO - 1) * abs(episode.before))
     return "divergence" if high else "spike"
+
+
+def least_rise(loss: Floats) -> float:
+    """Least rise of a loss that lasts which counts as a divergence: 0.3 nat, less where a loss is small from the start.
+
+    A mean squared error that began at 0.05 and goes from 0.002 to 0.04 has diverged, although no nat is in sight.
+
+    Returns:
+        0.3, or a tenth of the median of the first ten finite losses where that is less.
+    """
+    first = loss[np.isfinite(loss)][:10]
+    return min(DIVERGED_NATS, DIVERGED_PART * abs(float(np.median(first)))) if first.size else DIVERGED_NATS

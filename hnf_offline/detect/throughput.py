@@ -19,9 +19,10 @@ SIGMAS = 1.5  # of single rows: five of a median of twenty
 def drops(log: pl.DataFrame) -> Iterator[LogEvent]:
     """Find where training became slower for good, or for long.
 
-    Speed is the log's throughput, else one over its step time. A drop is a block of 20 rows whose median lies below
-    0.75 of that of the ten blocks before it; it ends with a block back above 0.9 of it. Evaluations and checkpoints
-    slow single rows, which medians pass over. Causal: known 30 rows after it began at the latest.
+    Speed is the log's throughput, else one over its step time. A drop begins with a block of 20 rows whose median lies
+    below 0.75 of that of the ten blocks before it, and ends with a block back above 0.9 of it; its own median is below
+    0.75 too. One that ends with the next block is a pause and none. Evaluations and checkpoints slow single rows, which
+    medians pass over.
 
     Yields:
         Kind "throughput-drop", one a drop.
@@ -40,12 +41,16 @@ def drops(log: pl.DataFrame) -> Iterator[LogEvent]:
             continue
         returned = np.flatnonzero(level[known:] > BACK * usual[known])
         block = known + int(returned[0]) if returned.size else level.size
+        if block == known + 1:
+            continue  # twenty slow rows are a pause
         # It may have begun in the block before.
         start = max(known - 1, 0) * BLOCK_ROWS
         slow = speed[start : (known + 1) * BLOCK_ROWS] < 0.5 * (1 + DROP) * usual[known]
         start += _begins(slow)
         end = min(block * BLOCK_ROWS, speed.size - 1)
         share = float(np.median(speed[start : end + 1])) / usual[known]
+        if share >= DROP:
+            continue  # one dip of a smaller drop
         evidence = f"{name} fell to {share:.0%} of what it was before step {steps[start]}"
         evidence += f" and was back by step {steps[end]}." if returned.size else " and stayed there."
         yield LogEvent("throughput-drop", "warning", int(steps[start]), int(steps[end]), evidence)

@@ -28,7 +28,7 @@ def series(
 
 
 def found(*rows: list[Row], log: pl.DataFrame = LOG) -> list[tuple[str, str, int]]:
-    return [(one.kind, one.layer, one.step) for one in degradations(table(chain.from_iterable(rows)), log)]
+    return [(one.kind, one.layer, one.step) for one in pathologies(table(chain.from_iterable(rows)), log, ())]
 
 
 @pytest.mark.parametrize(
