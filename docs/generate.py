@@ -154,6 +154,7 @@ def pages() -> dict[str, str]:
         Path below docs/ -> Markdown or JSON.
     """
     from docs.commands import commands_page
+    from docs.pathologies_page import pathologies_page
     from docs.run_toml import run_toml_page
     from docs.schemas import DOCUMENTS as RECORDS
     from docs.schemas import schema
@@ -161,6 +162,7 @@ def pages() -> dict[str, str]:
     return {
         "formats.md": formats_page(),
         "catalogue.md": catalogue_page(),
+        "pathologies.md": pathologies_page(),
         "reference/commands.md": commands_page(),
         "reference/run-toml.md": run_toml_page(),
         **{f"schemas/{file}": schema(*of) for file, of in RECORDS.items()},
