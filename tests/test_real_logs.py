@@ -63,6 +63,12 @@ def test_peaks_and_recovery_are_those_of_the_files():
     assert (never.recovered, round(never.loss_peak, 2), never.at_resume) == (False, 10.98, True)
 
 
+@pytest.mark.parametrize(("name", "last"), [("grokking mech_sgdm", [11675]), ("grokking s5 s3", [])])
+def test_a_loss_that_goes_up_and_down_diverges_at_its_end_if_at_all(name, last):
+    # Dozens of times it comes down to a little above its lowest; only what it ends in may be for good.
+    assert [one.onset for one in named(name).findings.spikes if one.kind == "divergence"] == last
+
+
 def test_a_climb_without_a_jump_is_told_beside_the_spike():
     one = named("Megatron ds-off")
     (climb,) = (event for event in one.findings.events if event.kind == "slow-divergence")

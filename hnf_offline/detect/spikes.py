@@ -281,11 +281,10 @@ def _kind(episode: Episode, following: Episode | None, loss: Floats) -> str:
     tail = loss[max(episode.start, loss.size - DIVERGED_ROWS) :]
     if episode.end is not None or loss.size - episode.start < DIVERGED_ROWS:
         return "spike"
-    if following is not None and _first_back(loss, episode.start, episode.back) is not None:
-        return "spike"
     level = float(sorted_median(tail[None, :])[0])
-    high = level - episode.before > max(least_rise(loss), (DIVERGED_RATIO - 1) * abs(episode.before))
-    return "divergence" if high else "spike"
+    high = episode.before + max(least_rise(loss), (DIVERGED_RATIO - 1) * abs(episode.before))
+    came_down = following is not None and _first_back(loss, episode.start, high) is not None
+    return "divergence" if level > high and not came_down else "spike"
 
 
 def least_rise(loss: Floats) -> float:

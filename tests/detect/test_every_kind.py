@@ -156,6 +156,14 @@ def changed(values: Any, start: int, stop: int, to: Any) -> Any:
     return copy
 
 
+def twice(seed: int, end: float) -> Any:
+    """A loss that goes up at 600, comes down to a little above where it was, and goes up again at 900."""
+    calm = falling(seed, 0.02)
+    up = changed(calm, 600, 660, 9.0)
+    up[660:] = calm[660:] + 0.35
+    return changed(up, 900, ROWS, end * noise(seed, 0.02)[900:])
+
+
 def speed(seed: int, factor: float, size: float) -> Any:
     """Throughput that changes at row 400; every fiftieth row is an evaluation."""
     values = 1e5 * noise(seed, size)
@@ -278,6 +286,12 @@ PAIRS: dict[str, Pair] = {
         log(lambda seed: log_of(changed(changed(falling(seed), 700, ROWS, 9.0), 850, 853, 20.0))),
         log(lambda seed: log_of(changed(changed(falling(seed), 700, 760, 9.0), 850, 853, 20.0))),
         "", 701, 701, "stayed up", 20,
+    ),
+    # What came down, if not all the way, and went up again later, went up for good only then.
+    "divergence (at last)": Pair(
+        log(lambda seed: log_of(twice(seed, 9.0))),
+        log(lambda seed: log_of(twice(seed, 2.2))),
+        "", 901, 901, "stayed up", 20,
     ),
     "nonfinite-loss": Pair(
         log(lambda seed: log_of(changed(falling(seed), 700, 705, math.nan))),
