@@ -108,3 +108,34 @@ def test_a_loss_stuck_where_it_began_is_a_plateau_and_a_converged_one_is_not():
     assert kinds(log=log.with_columns(pl.lit(0.0).alias("learning_rate"))) == []
     converged = 0.5 + 3 * np.exp(-steps / 30) + 0.001 * random.standard_normal(600)
     assert kinds(log=log.with_columns(pl.Series("loss", converged))) == []
+
+
+@pytest.mark.parametrize(
+    ("sick", "told"),
+    [((3,), []), ((3, 4), []), ((3, 4, 6, 7), []), ((5, 6, 7), [60]), (tuple(range(8)), [10])],
+)
+def test_gradients_over_depth_count_at_three_checkpoints_in_a_row(sick, told):
+    rows = [
+        Row(
+            10 * (at + 1),
+            f"h.{block}.mlp",
+            "mlp_up",
+            block,
+            "gradient.norm",
+            10.0 ** (-block if at in sick else 0),
+        )
+        for at in range(8)
+        for block in range(6)
+    ]
+    found = pathologies(table(rows), EMPTY_LOG, ())
+    assert [(one.kind, one.layer, one.step) for one in found] == [
+        ("gradient-exploding", "h", at) for at in told
+    ]
+    assert all("1 in block 0 and 1e-05 in block 5" in one.evidence for one in found)
+
+
+def test_one_low_stretch_does_not_make_those_after_it_stand_still():
+    steps = np.arange(1, 601)
+    loss = 3.4 * (1 - 0.05 * steps / 600)
+    loss[180:200] *= 0.95
+    assert kinds(log=pl.DataFrame({"step": steps, "loss": loss})) == []
