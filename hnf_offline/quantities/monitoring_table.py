@@ -50,7 +50,8 @@ CATALOGUE: tuple[Line, ...] = (
     (
         "Local sharpness",
         "landscape.local_sharpness, landscape.epsilon_sharpness, update.measured_change, hnf profile --landscape",
-        "one step uphill, as in sharpness-aware minimisation; the next update's own rise is update.measured_change",
+        "one step uphill, as in sharpness-aware minimisation; the highest of some corners of a box, as Keskar et al. "
+        "have it; both lower bounds of the maximum; the next update's own rise is update.measured_change",
     ),
     (
         "PAC-Bayesian sharpness",
