@@ -137,7 +137,8 @@ def _entropy_collapse(profile: pl.DataFrame) -> Iterator[Pathology]:
         low = (series.values < ENTROPY) & (highest > ENTROPY_FALL * np.maximum(series.values, 1e-3))
         for row in np.flatnonzero(lasting(low))[:1]:
             head = worst_head(profile, series, int(row))
-            fall = f"from {highest[row]:.3g} to {series.values[row]:.3g} nats."
+            fall = f"from {highest[row]:.3g} to {series.values[row]:.3g} nats"
+            fall += f" ({series.values[row - 1]:.3g} at the checkpoint before)."
             evidence = f"mean entropy of the lowest head{head} fell {fall}"
             yield ENTROPY_COLLAPSE.at(series.layer, series.steps[row], evidence)
 
