@@ -19,6 +19,8 @@ from hnf_offline.report.text import ascii_only, clean, loss, number, plural, sho
 __all__ = ["comparison_summary", "heat_map", "monitor_lines", "spikes_table", "summary"]
 
 MOST_LINES = 11
+#: The verdict ends with what to do, so it is told whole; milder spikes make room for it.
+VERDICT_LINES = 6
 #: Tested pieces of advice that are told; the page tells all.
 MOST_TESTED = 2
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -35,7 +37,7 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     word = findings.verdict.get("word", "Cannot say")
     mark = words.MARKS.get(word, "?") if unicode else words.ASCII_MARKS.get(word, "?")
     lines = [_cut(f"{clean(run.get('name', 'run'))}   {words.subtitle(run)}", width)]
-    verdict = _wrap(f"{mark} {word}: {clean(findings.verdict.get('sentence', ''))}", width, 4)
+    verdict = _wrap(f"{mark} {word}: {clean(findings.verdict.get('sentence', ''))}", width, VERDICT_LINES)
     lines += [f"{_BOLD}{line}{_PLAIN}" if color else line for line in verdict]
     retrained = _tested(findings, width)
     lines += retrained

@@ -39,6 +39,25 @@ def test_many_spikes_are_cut_to_the_worst_and_counted():
     assert "milder spikes; all in the report" in text
 
 
+def test_a_long_verdict_keeps_its_advice_and_milder_spikes_make_room():
+    # That of a real run: what to do comes last.
+    sentence = (
+        "One loss spike, at step 62 (3.42 to 14.4): the learning rate rose 50-fold at step 61 (0.003 -> 0.15), 16.3 "
+        "times past the edge: at checkpoint 60 S was 0.327 (0.316 to 0.434 between batches), so at most 0.0092 was "
+        "stable there; least stable in model.embed_tokens. 1 spike is too few to test (p = 0.421, and >= 0.0526 "
+        "whatever happens). Keep the learning rate at or below 0.0092 (lr/S at checkpoint 60)."
+    )
+    findings = made.spike_run().findings
+    many = tuple(replace(findings.spikes[1], id=place, onset=place * 9) for place in range(3, 23))
+    findings = replace(
+        findings, verdict={**findings.verdict, "sentence": sentence}, spikes=findings.spikes + many
+    )
+    lines = summary(findings, width=80).split("\n")
+    assert len(lines) <= 12 and max(map(len, lines)) <= 80
+    assert sentence in " ".join(line.strip() for line in lines)
+    assert "milder spikes; all in the report" in "\n".join(lines)
+
+
 def test_escapes_from_files_never_reach_the_terminal():
     findings = made.spike_run().findings
     evil = "\x1b]0;title\x07\x1b[2Jname\r\n\u202e"
