@@ -19,8 +19,8 @@ from hnf_offline.report.text import ascii_only, clean, loss, number, plural, sho
 __all__ = ["comparison_summary", "heat_map", "monitor_lines", "spikes_table", "summary"]
 
 MOST_LINES = 11
-#: The verdict ends with what to do, so it is told whole; milder spikes make room for it.
-VERDICT_LINES = 6
+#: The verdict ends with what to do, so it is told whole; beyond so many lines spikes and the caveat make room for it.
+VERDICT_LINES, USUAL_LINES = 6, 4
 #: Tested pieces of advice that are told; the page tells all.
 MOST_TESTED = 2
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -30,7 +30,8 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
     """Sum the findings up: verdict, spikes with what came first, the facts, what is missing.
 
     Returns:
-        At most eleven lines of at most `width` columns; a few more where advice was tested or a stretch zoomed.
+        At most eleven lines of at most `width` columns; one more for a long verdict, and a few where advice was tested
+        or a stretch zoomed.
     """
     width = max(width, 40)
     run = findings.run
@@ -66,8 +67,10 @@ def summary(findings: Findings, *, width: int = 80, color: bool = False, unicode
         most += len(series)
         tail += series
     caveat = findings.verdict.get("caveat", "")
-    if caveat:
+    if caveat and len(verdict) <= USUAL_LINES:
         tail += _wrap(clean(caveat), width, 1)
+    # However long the verdict, how many spikes there are has its line.
+    most = max(most, min(len(lines) + len(tail) + 1, most + 1))
     lines += _spikes(findings, width, most - len(lines) - len(tail))
     lines += tail
     text = "\n".join(lines[:most])
