@@ -91,6 +91,7 @@ _MEANING: Mapping[str, Mapping[str, str]] = {
         "factory": "`package.module:function` that builds it; called with the configuration if it takes an argument",
         "config": "file with the model's configuration, as a `config.json`",
         "settings": "the configuration itself; not together with `config`",
+        "base": "folder of the model that LoRA adapters were trained on: `config.json` and safetensors weights",
     },
     "checkpoints": {"glob": "pattern of the checkpoints, relative to the run; nothing else is one then"},
     "log": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from hnf_offline.check.series import Replays
@@ -51,9 +52,9 @@ def replay(
         return Replays(skipped_because="the run does not say how to build its model")
     if run.log is None:
         return Replays(skipped_because="the run has no log")
-    if all(checkpoint.adapter for checkpoint in run.checkpoints):
+    if all(checkpoint.adapter for checkpoint in run.checkpoints) and not _on_its_base(run, model):
         return Replays(skipped_because="its checkpoints are adapters, which cannot be run alone")
-    chosen = _chosen(run)
+    chosen = _chosen(run, adapters=_on_its_base(run, model))
     if not chosen:
         return Replays(skipped_because="which rows were the batch of a step is not known")
     from hnf_offline.profile.session import open_session
@@ -195,14 +196,19 @@ def _error(replayed: float, logged: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _chosen(run: Run) -> list[Checkpoint]:
+def _on_its_base(run: Run, model: str | None) -> bool:
+    # Whether adapters are put on the model that they were trained on.
+    return model is None and run.model is not None and run.model.kind == "adapter"
+
+
+def _chosen(run: Run, *, adapters: bool) -> list[Checkpoint]:
     # A few checkpoints, spread evenly, of those whose next step's rows and loss are there.
     assert run.batches is not None
     batches, logged = run.batches, logged_losses(run)
     able = [
         one
         for one in run.checkpoints
-        if not one.adapter
+        if one.adapter == adapters
         and any(len(batches.rows_of_step(step)) for step in (one.step, one.step + 1))
         and any(step in logged for step in (one.step, one.step + 1))
     ]
@@ -217,7 +223,10 @@ def _spread(checkpoints: list[Checkpoint], most: int) -> list[Checkpoint]:
 
 def _affordable(session: Session, batches: Batches) -> int:
     # How many checkpoints can be replayed, three batches each: two operations a parameter and token.
-    parameters = sum(value.numel() for value in session.module.parameters())
+    from hnf_offline.run.model.frozen import frozen_weights
+
+    module = session.module
+    parameters = sum(value.numel() for value in chain(module.parameters(), frozen_weights(module)))
     rows = max(batches.rows_per_step or 1, 1)
     each = 3 * 2 * parameters * rows * batches.length
     allowed = _OPERATIONS.get(session.device.type, _OPERATIONS_ELSEWHERE)

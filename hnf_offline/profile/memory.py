@@ -10,12 +10,14 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hnf_offline.linalg.stopping import ACCURACIES
+from hnf_offline.run.model.frozen import frozen_weights
 from hnf_offline.run.model.loss import evaluate
 
 #: Second-derivative graphs hold about this many times what one row saves under the math kernel, products included:
@@ -70,9 +72,10 @@ def saved_bytes(module: nn.Module, tokens: Tensor, labels: Tensor | None, *, pla
         plain: under the attention kernel that has second derivatives; else under the one that training takes.
 
     Returns:
-        Bytes of all saved tensors, parameters excluded, each storage counted once.
+        Bytes of all saved tensors, weights excluded, each storage counted once.
     """
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    weights = chain(module.parameters(), frozen_weights(module))
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from hnf_offline.profile.batch import ReplayBatch, choose_rows
 from hnf_offline.profile.devices import choose_device, device_names
 from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from hnf_offline.profile.settings import TIERS, ProfileSettings
+from hnf_offline.profile.shards import content_hash
 from hnf_offline.profile.suffix.calibration import ProductChoice
 from hnf_offline.run.assumed import assumed_state
 from hnf_offline.run.batches import describe, load_rows
@@ -157,12 +158,11 @@ def open_session(
         batch=len(training_batches[0].tokens),
     )
     shape = json.dumps([[name, list(value.shape)] for name, value in module.named_parameters()])
+    described = [source.kind, source.factory, dict(source.config)]
+    if source.adapter is not None:
+        described += [dict(source.adapter.settings), content_hash(source.adapter.base_files)]
     model = hashlib.blake2b(
-        (
-            json.dumps([source.kind, source.factory, dict(source.config)], sort_keys=True, default=str)
-            + shape
-        ).encode(),
-        digest_size=16,
+        (json.dumps(described, sort_keys=True, default=str) + shape).encode(), digest_size=16
     )
     identity = (
         model.hexdigest(),

@@ -134,7 +134,7 @@ def _model(model: ModelSource | None) -> str:
         name = str(architectures[0])
     else:
         name = model.factory or str(config.get("model_type") or {"gpt": "GPT"}.get(model.kind, model.kind))
-    parts = [name]
+    parts = [name if model.adapter is None else f"LoRA on {name}"]
     for words, keys in (
         ("{} layers", ("num_hidden_layers", "n_layer", "n_layers", "layers", "blocks")),
         ("width {}", ("hidden_size", "n_embd", "d_model", "width")),

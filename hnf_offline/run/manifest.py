@@ -20,7 +20,7 @@ _DEVICE = r"(?:cpu|mps|cuda(?::\d{1,3})?)"
 
 #: Section -> key -> what its value has to be.
 KEYS: Mapping[str, Mapping[str, str]] = {
-    "model": {"kind": "text", "factory": "text", "config": "text", "settings": "table"},
+    "model": {"kind": "text", "factory": "text", "config": "text", "settings": "table", "base": "text"},
     "checkpoints": {"glob": "text"},
     "log": {"files": "texts", "columns": "columns"},
     "batches": {
@@ -83,6 +83,7 @@ class Manifest:
         factory: `package.module:function`.
         model_config: the model's configuration file.
         model_settings: the model's configuration itself, in place of a file.
+        base: folder of the model that adapters were trained on.
         checkpoint_glob: pattern of the checkpoints, relative to the run.
         log_files: the files of the training log.
         columns: our column name -> name in the log.
@@ -105,6 +106,7 @@ class Manifest:
     factory: str | None = None
     model_config: Path | None = None
     model_settings: Mapping[str, Any] | None = None
+    base: Path | None = None
     checkpoint_glob: str | None = None
     log_files: tuple[Path, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -192,6 +194,7 @@ def read_manifest(run: Path, path: Path | None = None) -> Manifest:
         factory=model.get("factory"),
         model_config=located(model.get("config")),
         model_settings=model.get("settings"),
+        base=located(model.get("base")),
         checkpoint_glob=_safe_glob(content.get("checkpoints", {}).get("glob"), file),
         log_files=tuple(there(name) for name in ([files] if isinstance(files, str) else files)),
         columns=content.get("log", {}).get("columns", {}),

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hnf_offline.errors import InputError
+from hnf_offline.errors import InputError, UsageError
 from hnf_offline.run import formats
+from hnf_offline.run.adapted import adapter_source, with_optimizer
 from hnf_offline.run.batches import find_batches, passed_over
 from hnf_offline.run.configuration import configuration
 from hnf_offline.run.formats.safetensors_file import read_json
@@ -67,6 +68,7 @@ def open_run(
 
     Raises:
         InputError: when there is neither a readable checkpoint nor a readable log.
+        UsageError: when a run.toml names the model of adapters, and there are none.
     """
     address = address_of(path)
     left_out: list[Skipped] = []
@@ -108,8 +110,20 @@ def open_run(
         raise InputError("holds no checkpoint and no log of a known format", path=path, remedy=_REMEDY)
 
     sections, section_file = _sections(path, checkpoints, skipped)
-    only_adapter = any(checkpoint.adapter for checkpoint in checkpoints)
-    model = None if only_adapter else _model(path, said, sections, section_file)
+    adapters = [checkpoint for checkpoint in checkpoints if checkpoint.adapter]
+    model, lacking = None, ""
+    if not adapters:
+        model = _model(path, said, sections, section_file)
+        if said.base is not None:
+            raise UsageError(
+                "[model] base is for checkpoints that are adapters, and this run has none",
+                path=said.path,
+                remedy="remove the line",
+            )
+    else:
+        model, lacking = adapter_source(path, adapters, said.base)
+        if model is not None:
+            checkpoints = [with_optimizer(one) if one.adapter else one for one in checkpoints]
     batches = _batches(path, said, sections, checkpoints, log)
     random_states = _random_states(path, skipped)
     return Run(
@@ -123,7 +137,7 @@ def open_run(
         resume_steps=said.resume_steps or (log.restarts if log is not None else ()),
         configuration=configuration(path, sections),
         skipped=tuple(skipped),
-        missing=tuple(_missing(checkpoints, log, batches, model, _refused(path, batches))),
+        missing=tuple(_missing(checkpoints, log, batches, model, _refused(path, batches), lacking)),
         random_states=random_states,
         said=said.said,
     )
@@ -264,6 +278,7 @@ def _missing(
     batches: Batches | None,
     model: ModelSource | None,
     refused: str,
+    lacking: str,
 ) -> list[Missing]:
     missing = []
     if not checkpoints:
@@ -271,12 +286,9 @@ def _missing(
             Missing("no checkpoint", "only the log can be read: no curvature, no layer, no advice on it")
         )
     else:
-        if any(checkpoint.adapter for checkpoint in checkpoints):
+        if lacking:
             missing.append(
-                Missing(
-                    "only an adapter",
-                    "the model it was trained on is not here: only what the adapter's weights alone show is measured",
-                )
+                Missing("only an adapter", f"only what its weights alone show is measured, since {lacking}")
             )
         elif model is None:
             missing.append(

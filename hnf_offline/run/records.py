@@ -25,7 +25,7 @@ class Checkpoint:
         weight_files: the files that hold the weights.
         optimizer_files: the files that hold the optimizer state, empty where none was saved.
         config_file: the model configuration saved with it, if any.
-        adapter: whether the weights are only an adapter (LoRA and the like): they can be looked at, not replayed.
+        adapter: whether the weights are only an adapter (LoRA and the like); the model below it is another file.
         memory_map: whether its files may be mapped into memory; False on network disks that read them badly.
     """
 
@@ -147,15 +147,32 @@ class Batches:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """What an adapter's checkpoints are put on.
+
+    Attributes:
+        settings: adapter_config.json as read.
+        base_files: the weights of the model it was trained on, which were frozen.
+        checkpoint: one of the adapter's checkpoints; its tensors say which layers have an adapter, and of what rank.
+    """
+
+    settings: Mapping[str, Any]
+    base_files: tuple[Path, ...]
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """How to build the module the checkpoints belong to.
 
     Attributes:
-        kind: "gpt" (built in), "hf" (transformers) or "factory" (the user's function).
+        kind: "gpt" (built in), "hf" (transformers), "adapter" (of PEFT, on one of transformers) or "factory" (the
+            user's function).
         config: the configuration as read.
         config_file: where it was read.
         factory: `package.module:function` for kind "factory".
         untrusted: whether only a file that came with the run names the factory; it is then never imported.
+        adapter: for kind "adapter", what it is put on; `config` is then the frozen model's.
     """
 
     kind: str
@@ -163,6 +180,7 @@ class ModelSource:
     config_file: Path | None = None
     factory: str | None = None
     untrusted: bool = False
+    adapter: AdapterSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from hnf_offline.profile.maps.capture import first_tensor
 from hnf_offline.profile.maps.measure import SEQUENCES
 from hnf_offline.profile.subject import Subject
 from hnf_offline.quantities.registry import computable
+from hnf_offline.run.model.frozen import frozen_weights
 from hnf_offline.run.model.layers import blocks_of, kind_of
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.table import Row
@@ -72,7 +73,7 @@ def _replayed_in(subject: Subject, dtype: torch.dtype) -> tuple[Tensor, dict[str
 
 @contextmanager
 def cast(module: nn.Module, dtype: torch.dtype, *, buffers: bool) -> Iterator[None]:
-    """Hold a module's parameters in another precision while the context is open; afterwards they are as before.
+    """Hold a module's weights in another precision while the context is open; afterwards they are as before.
 
     Args:
         module: the module.
@@ -82,7 +83,7 @@ def cast(module: nn.Module, dtype: torch.dtype, *, buffers: bool) -> Iterator[No
     Yields:
         Nothing.
     """
-    tensors: list[Tensor] = list(module.parameters())
+    tensors: list[Tensor] = [*module.parameters(), *frozen_weights(module)]
     if buffers:
         tensors += list(module.buffers())
     kept = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point()]

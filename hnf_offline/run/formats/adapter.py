@@ -1,4 +1,8 @@
-"""PEFT adapters (LoRA and the like): adapter_model.safetensors and adapter_config.json; looked at, not replayed."""
+"""PEFT adapters (LoRA and the like): adapter_model.safetensors and adapter_config.json.
+
+LoRA is replayed where the folder of the model that it was trained on is at hand; of the others, and without that
+folder, the weights alone are looked at.
+"""
 
 from __future__ import annotations
 

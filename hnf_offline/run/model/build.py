@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hnf_offline.errors import InputError, UsageError
 from hnf_offline.run.model.conversion import as_module_holds
+from hnf_offline.run.model.frozen import in_adapted_names, is_adapted
 from hnf_offline.run.model.placing import placed
 from hnf_offline.run.records import ModelSource
 
@@ -48,13 +49,22 @@ def build_model(
             f"the run's own run.toml names {source.factory} to build the model, and code is run only where you name it",
             remedy=f"if you trust it: --model {source.factory}",
         )
+    if source.kind == "adapter":
+        from hnf_offline.run.model.adapted import build_adapted
+
+        return build_adapted(source, device=device, dtype=dtype)
     if source.kind in {"gpt", "hf"} and most_parameters is not None:
-        _check_size(source, most_parameters)
+        check_size(source, most_parameters)
     module = _built(source).to(device=device, dtype=dtype).eval()
     return module.requires_grad_(True)
 
 
-def _check_size(source: ModelSource, most_parameters: int) -> None:
+def check_size(source: ModelSource, most_parameters: int) -> None:
+    """Refuse a configuration of a larger model than there can be weights of, before any memory is taken.
+
+    Raises:
+        InputError: if it describes one.
+    """
     remedy = "check that config.json or run.toml describes the model that was trained"
     for name, value in source.config.items():
         if "layer" in str(name) and isinstance(value, int) and value > _MOST_LAYERS:
@@ -133,6 +143,8 @@ def in_names_of(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, T
         Name -> tensor; names the module does not have are kept.
     """
     stripped = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    if is_adapted(module):
+        return in_adapted_names(module, stripped)
     own = set(module.state_dict(keep_vars=True))
     return as_module_holds(module, stripped if own & set(stripped) else _without_prefix(stripped, own))
 

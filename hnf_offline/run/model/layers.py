@@ -59,6 +59,8 @@ _FUSED_BY_HEAD = re.compile(r"(^|[._])query_key_value$")
 #: Names that other projections have too (Mamba's in_proj, GPT-2's cross-attention): fused only if 3 times as wide.
 _FUSED_IF_SQUARE = re.compile(r"(^|[._])(c_attn|in_proj)$")
 _ROLES = ("query", "key", "value")
+#: PEFT's name for a module that is trained as a whole beside adapters.
+_SAVED_WHOLE = ".modules_to_save.default"
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -86,6 +88,7 @@ def kind_of(path: str, module: nn.Module) -> str:
     Returns:
         One of `table.KINDS`.
     """
+    path = path.removesuffix(_SAVED_WHOLE)
     if isinstance(module, nn.Embedding):
         return "embedding"
     if is_norm(module):
