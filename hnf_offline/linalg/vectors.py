@@ -30,6 +30,8 @@ def length(vector: Tensor) -> Tensor:
     import torch
 
     norms = _own_lengths(vector)
+    if norms is not None and norms.shape[-1] == 1:
+        return norms.squeeze(-1).to(_widest(vector))
     norm: Tensor = torch.linalg.vector_norm(vector if norms is None else norms, dim=-1, dtype=_widest(vector))
     return norm
 
@@ -87,7 +89,7 @@ def _own_lengths(vector: Tensor) -> Tensor | None:
         norms.append(torch.linalg.vector_norm(stretches, dim=-1))
     if even < size:
         norms.append(torch.linalg.vector_norm(vector[..., even:], dim=-1, keepdim=True))
-    together = torch.cat(norms, dim=-1)
+    together = norms[0] if len(norms) == 1 else torch.cat(norms, dim=-1)
     lowest, highest = torch.aminmax(together)
     return together if bool(lowest > _SAFE[0]) and bool(highest < _SAFE[1]) else None
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hnf_offline.quantities.attention import AttentionRows
 
-#: Scores that are held at once: a quarter of a megabyte of them on a CPU; elsewhere enough to keep a device busy.
-_SCORES_CPU, _SCORES = 1 << 16, 1 << 26
+#: Scores that are held at once: half a megabyte of them on a CPU; elsewhere enough to keep a device busy.
+_SCORES_CPU, _SCORES = 1 << 17, 1 << 26
 #: Queries of a stretch with keys of its own at least, and stretches at most.
 _QUERIES, _STRETCHES = 64, 8
 

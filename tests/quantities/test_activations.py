@@ -63,6 +63,13 @@ def test_shares_beyond_limits_do_not_depend_on_what_was_asked_before(
         assert found.item() == pytest.approx(exact)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, 30.0, 3000.0, -1e6])
+def test_the_variance_does_not_lose_its_digits_to_the_mean(mean: float) -> None:
+    activation = (mean + drawn(3, 50, 40)).float()
+    exact = activation.double().flatten(1).var(dim=1, correction=0).mean().item()
+    assert activation_variance(activation).item() == pytest.approx(exact, rel=1e-4)
+
+
 def test_what_half_precisions_cannot_hold() -> None:
     # 65519 still rounds to 65504 in float16, 65520 does not; 2^-25 rounds to 0, a little more to 2^-24.
     fp16 = Magnitudes(torch.tensor([65519.0, 65520.0, -1e6, math.inf, 0.0, 2.0**-25, 2.0**-25 * 1.01, 1.0]))
