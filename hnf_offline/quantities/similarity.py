@@ -154,4 +154,5 @@ def _principal_component(stream: Tensor) -> Tensor:
         direction = kernel @ direction
     direction = direction / direction.norm(dim=-2, keepdim=True)
     scores = (direction if wide else centred @ direction).squeeze(-1)
-    return scores / scores.std(dim=-1, keepdim=True)
+    scaled: Tensor = scores / scores.std(dim=-1, keepdim=True)
+    return scaled
