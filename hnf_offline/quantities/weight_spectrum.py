@@ -53,8 +53,7 @@ class MatrixSpectra:
         values: [..., known], in descending order; all of them, or the leading ones, then each a lower bound.
         squared_norm: [...], ||W||_F^2, of all entries.
         dimension: min(rows, columns): how many singular values there are.
-        error: [...], absolute error of `values`' squares: rounding of the Gram matrix, or what the sketch may have
-            missed.
+        error: [...], absolute error of `values`' squares: rounding of the Gram matrix.
     """
 
     values: NDArray[np.float64]
