@@ -65,7 +65,7 @@ def measure_weights(
         settings: which checkpoints, and where.
         out: the output directory; shards go into `out/profile`.
         model_factory: `package.module:function` instead of the run's own model.
-        on_progress: called after every checkpoint.
+        on_progress: called after every checkpoint, of a small model after every few.
 
     Returns:
         The rows; of a checkpoint that cannot be read none, and why. "The checkpoint before" is the one before it
