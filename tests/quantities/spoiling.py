@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase
+from hypothesis import settings as hypothesis_settings
 
 from hnf_offline.quantities import catalogue
 from hnf_offline.quantities.registry import Quantity
@@ -108,6 +110,11 @@ def unnoticed(names: list[str]) -> list[str]:
     Returns:
         Those with which all tests still pass.
     """
+    # That something fails is enough: no smaller example of it need be found.
+    hypothesis_settings.register_profile(
+        "spoiled", max_examples=20, phases=(Phase.explicit, Phase.generate), database=None, deadline=None
+    )
+    hypothesis_settings.load_profile("spoiled")
     survivors = []
     for name in names:
         files = [f"tests/{one}" for one in TESTS[name.partition(".")[0]]]
