@@ -12,10 +12,8 @@ from hnf_offline.detect.spikes import DIVERGED_NATS, DIVERGED_RATIO, least_rise
 from hnf_offline.detect.trailing import SIGMA_PER_MAD, block_medians
 from hnf_offline.findings import LogEvent, Spike
 
-RATIO, NATS = (
-    DIVERGED_RATIO - 1,
-    DIVERGED_NATS,
-)  # the end above the lowest level, as of a divergence with a jump
+# The end above the lowest level, as of a divergence with a jump.
+RATIO, NATS = DIVERGED_RATIO - 1, DIVERGED_NATS
 SIGMAS = 3.0  # and this many standard deviations of single rows
 MEDIAN_ROWS, SHORT_MEDIAN_ROWS, LONG_LOG = 20, 5, 200
 UNDECIDED_ROWS = 5

@@ -224,18 +224,22 @@ class Timed:
 def forward_seconds(session: Session, repeats: int = 3) -> float:
     """Time what one forward pass of all replayed rows comes to within a profile.
 
+    Args:
+        session: module, layers and rows.
+        repeats: of the probe.
+
     Returns:
         Seconds a forward pass, the median of a few.
     """
-    return timed(session, repeats).seconds
+    batch = session.batch.cut(session.memory.rows, session.device)[0]
+    seconds = [_probe(session, batch, time.perf_counter) for _ in range(repeats)]
+    return statistics.median(seconds) * _passes(session, batch)
 
 
 def timed(session: Session, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> Timed:
-    """Time what one forward pass of all replayed rows comes to within a profile, under the kernel that it uses.
+    """Time the same as a range, and how much of it does not depend on the number of rows.
 
-    A probe of one micro-batch: a forward pass, a graph of second derivatives, and a product of the layer in the
-    middle; divided by what they count. It is done once before, for what is only done the first time, and with half of
-    the rows.
+    The probe is done once before, for what is only done the first time, and with half of the rows.
 
     Args:
         session: module, layers and rows.
@@ -247,34 +251,43 @@ def timed(session: Session, repeats: int = 3, clock: Callable[[], float] = time.
     """
     batch = session.batch.cut(session.memory.rows, session.device)[0]
     rows = len(batch.tokens)
-    layer, order = session.layers[len(session.layers) // 2], order_of(session)
-    counts = FORWARDS["forward"] + FORWARDS["graph"] + FORWARDS["layer product"] * share_behind(order, layer)
-    vector = torch.ones(layer.size, device=session.device, dtype=next(session.module.parameters()).dtype)
+    _probe(session, batch, clock)
+    seconds = [_probe(session, batch, clock) for _ in range(repeats)]
+    fixed = 1.0
+    if rows > 1 and statistics.median(seconds) > 0:
+        half = session.batch.cut(rows // 2, session.device)[0]
+        fewer = statistics.median(_probe(session, half, clock) for _ in range(repeats))
+        # Of a + b rows, a; with the half, or a little less, b rows / 2 is gone.
+        saved = 1.0 - fewer / statistics.median(seconds)
+        fixed = min(1.0, max(0.0, 1.0 - saved * rows / (rows - len(half.tokens))))
+    each = _passes(session, batch)
+    return Timed(statistics.median(seconds) * each, min(seconds) * each, max(seconds) * each, fixed)
+
+
+def _probe(session: Session, batch: MicroBatch, clock: Callable[[], float]) -> float:
+    """Seconds of a forward pass, a graph of second derivatives and a product of the layer in the middle."""
 
     def wait() -> None:
         if session.device.type == "cuda":
             torch.cuda.synchronize(session.device)
 
-    def probe(batch: MicroBatch) -> float:
-        wait()
-        began = clock()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            evaluate(session.module, batch.tokens, batch.labels)
-        graph = exact_graph(session.module, [batch], keep=True)
-        block_products(graph, [layer.parts], [vector])
-        wait()
-        return clock() - began
+    layer = session.layers[len(session.layers) // 2]
+    vector = torch.ones(layer.size, device=session.device, dtype=next(session.module.parameters()).dtype)
+    wait()
+    began = clock()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        evaluate(session.module, batch.tokens, batch.labels)
+    graph = exact_graph(session.module, [batch], keep=True)
+    block_products(graph, [layer.parts], [vector])
+    wait()
+    return clock() - began
 
-    probe(batch)
-    seconds = [probe(batch) for _ in range(repeats)]
-    fixed = 1.0
-    if rows > 1 and statistics.median(seconds) > 0:
-        half = session.batch.cut(rows // 2, session.device)[0]
-        fewer = statistics.median(probe(half) for _ in range(repeats)) / statistics.median(seconds)
-        # Of a + b rows, a; with the half, or a little less, b rows / 2 is gone.
-        fixed = min(1.0, max(0.0, 1.0 - (1.0 - fewer) * rows / (rows - len(half.tokens))))
-    each = len(session.batch.tokens) / rows / counts
-    return Timed(statistics.median(seconds) * each, min(seconds) * each, max(seconds) * each, fixed)
+
+def _passes(session: Session, batch: MicroBatch) -> float:
+    """What a probe of some rows is multiplied by to give one forward pass of all."""
+    layer, order = session.layers[len(session.layers) // 2], order_of(session)
+    counts = FORWARDS["forward"] + FORWARDS["graph"] + FORWARDS["layer product"] * share_behind(order, layer)
+    return len(session.batch.tokens) / len(batch.tokens) / counts
 
 
 #: Measured over foreseen seconds lay between 0.87 and 3.4, of the three models of `python -m benchmarks.plan` and a

@@ -35,7 +35,7 @@ class Alike:
         stop = self.start + len(self.layers) * self.size
         return torch.unflatten(flat[..., self.start : stop], -1, (len(self.layers), self.size))
 
-    def stretches(self, checkpoints: int = 1) -> Iterator[slice]:
+    def stretches(self, checkpoints: int) -> Iterator[slice]:
         """Cut the layers into what is measured together of several checkpoints.
 
         Yields:

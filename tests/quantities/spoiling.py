@@ -36,7 +36,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "landscape": ("quantities/test_planted.py", "profile/test_landscape.py", "profile/test_barrier.py",
                   "profile/test_surroundings.py"),
     "logits": ("quantities/test_formulas.py",),
-    "loss": ("detect/test_learning_curve.py",),
+    "loss": ("detect/test_learning_curve.py", "detect/test_paired.py"),
     "lyapunov": ("quantities/test_lyapunov.py",),
     "map": ("quantities/test_maps.py", "quantities/test_planted.py"),
     "norm": ("quantities/test_formulas.py",),
