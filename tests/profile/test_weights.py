@@ -16,6 +16,7 @@ from torch import nn
 from hnf_offline.linalg.hessian import Part
 from hnf_offline.profile import snapshot
 from hnf_offline.profile import weights as profile_weights
+from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.snapshot import snapshot_of_parameters
 from hnf_offline.profile.weight_rows import alone_rows, neighbours_of, occasion, occasion_rows
@@ -24,6 +25,7 @@ from hnf_offline.quantities import catalogue
 from hnf_offline.run import open_run
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 from hnf_offline.run.model.layers import Layer, layers_of
+from hnf_offline.run.records import Checkpoint, Run
 from hnf_offline.table import KINDS
 
 WEIGHTS = ProfileSettings(tier="weights")
@@ -242,6 +244,14 @@ def test_a_model_of_any_size_is_measured_in_the_same_numbers(
 ) -> None:
     told: list[tuple[int, int]] = []
     tables = []
+    read: list[int] = []
+    whole = profile_weights.snapshot_of
+
+    def counted(run: Run, session: Session | None, checkpoint: Checkpoint) -> snapshot.Snapshot:
+        read.append(checkpoint.step)
+        return whole(run, session, checkpoint)
+
+    monkeypatch.setattr(profile_weights, "snapshot_of", counted)
     for most in (1, 4):
         monkeypatch.setattr(profile_weights, "MOST_CHECKPOINTS", most)
         told.append((0, 0))
@@ -253,6 +263,7 @@ def test_a_model_of_any_size_is_measured_in_the_same_numbers(
         )
         tables.append(found.table)
     assert_frame_equal(*tables, rel_tol=1e-6, abs_tol=1e-9)
+    assert read == 2 * [4, 8, 12, 16, 20, 24]  # each once, though three others are measured against it
     # One at a time until the size of the model is known, then side by side.
     assert told == [(0, 0), *((4 * at, at) for at in range(1, 7)), (0, 0), (4, 1), (20, 5), (24, 6)]
 

@@ -148,7 +148,9 @@ def test_what_rounding_cannot_tell_from_singular_has_no_upper_end() -> None:
     hidden = matrix_spectrum(with_singular_values([1.0, 1e-3, 1e-12], 6, 3))
     found = condition(hidden)
     assert found.high == math.inf and math.isfinite(found.value)
-    assert 1e6 < found.low <= found.value <= 1e12
+    assert (
+        1e6 < found.low <= 1e12 and found.value == found.low
+    )  # the quotient itself would be one of rounding
     smallest = sigma_min(hidden)
     assert smallest.low == 0.0 and smallest.high >= 1e-12
     clear = condition(matrix_spectrum(with_singular_values([1.0, 1e-4], 6, 2)))
@@ -264,6 +266,28 @@ def test_increment_spectra_are_those_of_the_dense_forms(heads: int, size: int, w
     # Together they are the whole change of the form.
     whole = (query + query_change).mT @ (key + key_change) - query.mT @ key
     assert torch.allclose(dense_second + dense_third, whole)
+
+
+@pytest.mark.parametrize(("of_queries", "of_keys"), [(1e-9, 1e-9), (1e-9, 1.0), (1e-3, 1e-12)])
+def test_small_increments_keep_their_digits(of_queries: float, of_keys: float) -> None:
+    query, key, query_change, key_change = (drawn(2, 4, 16, seed=one) for one in range(4))
+    query_change, key_change = of_queries * query_change, of_keys * key_change
+    second, third = increment_spectra(query, key, query_change, key_change)
+    for found, dense in (
+        (second, query_change.mT @ key + query.mT @ key_change), (third, query_change.mT @ key_change)
+    ):  # fmt: skip
+        truth = torch.linalg.svdvals(dense)[:, : found.shape[-1]]
+        assert torch.allclose(found, truth, rtol=1e-5, atol=1e-6 * truth.max().item())
+
+
+def test_heads_that_did_not_move_have_no_increment() -> None:
+    query, key, still = drawn(2, 4, 16), drawn(2, 4, 16, seed=1), torch.zeros(2, 4, 16, dtype=torch.float64)
+    for queries, keys in ((query, key), (still, still), (query, still)):
+        second, third = increment_spectra(queries, keys, still, still)
+        assert second.abs().max() == third.abs().max() == 0
+        assert (
+            second_order_stable_rank(second).isnan().all() and third_order_effective_rank(third).isnan().all()
+        )
 
 
 def test_a_planted_rank_one_increment_has_rank_one() -> None:
