@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,6 +78,77 @@ class Row:
     source: str = "checkpoint"
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows held column by column: of a thousand at once, an object each would take most of the time.
+
+    Attributes:
+        columns: the values by column, all equally many.
+    """
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Rows:
+        """Take rows apart.
+
+        Args:
+            rows: one after another.
+
+        Returns:
+            The same rows by column.
+        """
+        held = list(rows)
+        return cls({name: [getattr(row, name) for row in held] for name in COLUMNS})
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.columns["value"])
+
+    def __iter__(self) -> Iterator[Row]:
+        """Give one row after another."""
+        return (Row(*values) for values in zip(*self.columns.values(), strict=True))
+
+    def add(
+        self,
+        step: int,
+        places: tuple[Sequence[str], Sequence[str], Sequence[int]],
+        quantity: str,
+        values: Sequence[float],
+        *,
+        low: Sequence[float] | None = None,
+        high: Sequence[float] | None = None,
+        certified: Sequence[bool] | None = None,
+        batch: str = "",
+    ) -> None:
+        """Add one quantity of several layers at one checkpoint; the arguments are what `Row` says.
+
+        Args:
+            step: of the checkpoint.
+            places: paths, kinds and depths of the layers.
+            quantity: its name.
+            values: one a layer.
+            low: one a layer; None where the values are exact.
+            high: alike.
+            certified: one a layer; None where all are.
+            batch: of all of them.
+        """
+        count = len(values)
+        added = (
+            [step] * count,
+            *places,
+            [quantity] * count,
+            values,
+            [None] * count if low is None else low,
+            [None] * count if high is None else high,
+            [True] * count if certified is None else certified,
+            [batch] * count,
+            [SOURCES[0]] * count,
+        )
+        for column, more in zip(self.columns.values(), added, strict=True):
+            column.extend(more)
+
+
 def schema() -> dict[str, pl.DataType]:
     """Give the table's polars schema.
 
@@ -98,9 +169,8 @@ def table(rows: Iterable[Row] = ()) -> pl.DataFrame:
     import polars as pl
 
     # By columns: a dictionary a row would take most of the time.
-    rows = list(rows)
-    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    return sort(pl.DataFrame(columns, schema=schema()))
+    held = rows if isinstance(rows, Rows) else Rows.of(rows)
+    return sort(pl.DataFrame(held.columns, schema=schema()))
 
 
 def sort(profile: pl.DataFrame) -> pl.DataFrame:

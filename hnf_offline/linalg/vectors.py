@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     import torch
     from torch import Tensor
+
+    Place = int | slice | list[int] | EllipsisType
 
 #: Between these, no square of a float32 overflows and none that counts underflows.
 _SAFE = 1e-15, 1e15
@@ -18,7 +24,45 @@ _SAFE = 1e-15, 1e15
 _STRETCH = 1 << 12
 
 
-def length(vector: Tensor) -> Tensor:
+class Vectors:
+    """Vectors of one size whose lengths are taken once, however many quantities ask for them."""
+
+    def __init__(self, values: Tensor) -> None:
+        """Hold vectors; nothing is computed yet.
+
+        Args:
+            values: [..., n], of any floating type; not changed afterwards.
+        """
+        self.values = values
+        self._own: Tensor | None = None
+        self._lengths: Tensor | None = None
+
+    def __getitem__(self, places: Place | tuple[Place, ...]) -> Vectors:
+        """Select some of the vectors, with their lengths."""
+        some = Vectors(self.values[places])
+        some._lengths = self.lengths[places]
+        some._own = None if self._own is None else self._own[places]
+        return some
+
+    def __sub__(self, other: Vectors | Tensor) -> Tensor:
+        """Subtract entry by entry."""
+        return self.values - entries(other)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Euclidean norms, [...]; see `length`."""
+        if self._lengths is None:
+            self._own = _own_lengths(self.values)
+            self._lengths = _total(self._own, self.values)
+        return self._lengths
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a float32 holds the squares of all entries."""
+        return self.lengths is not None and self._own is not None
+
+
+def length(vector: Tensor | Vectors) -> Tensor:
     """Euclidean norm over the last dimension; in float64, but for stretches of a float32 that hold their squares.
 
     Args:
@@ -27,16 +71,10 @@ def length(vector: Tensor) -> Tensor:
     Returns:
         [...], float64 (on devices that have none, the vector's own type).
     """
-    import torch
-
-    norms = _own_lengths(vector)
-    if norms is not None and norms.shape[-1] == 1:
-        return norms.squeeze(-1).to(_widest(vector))
-    norm: Tensor = torch.linalg.vector_norm(vector if norms is None else norms, dim=-1, dtype=_widest(vector))
-    return norm
+    return (vector if isinstance(vector, Vectors) else Vectors(vector)).lengths
 
 
-def inner(one: Tensor, other: Tensor) -> Tensor:
+def inner(one: Tensor | Vectors, other: Tensor | Vectors) -> Tensor:
     """Inner product over the last dimension, in float64, but for products that a float32 holds.
 
     Args:
@@ -48,17 +86,18 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     """
     import torch
 
-    wide = _widest(one)
-    if _own_lengths(one) is not None and _own_lengths(other) is not None:
-        return (one * other).sum(dim=-1).to(wide)  # which torch adds pairwise
-    total = one.new_zeros(one.shape[:-1], dtype=wide)
-    pieces = (torch.split(each, _STRETCH, dim=-1) for each in (one, other))
-    for left, right in zip(*pieces, strict=True):
-        total = total + (left.to(wide) * right.to(wide)).sum(dim=-1)
+    left, right = (each if isinstance(each, Vectors) else Vectors(each) for each in (one, other))
+    wide = _widest(left.values)
+    if left.narrow and right.narrow and left.values.shape == right.values.shape:
+        return _narrow_products(left.values, right.values)
+    total = left.values.new_zeros(left.values.shape[:-1], dtype=wide)
+    pieces = (torch.split(each.values, _STRETCH, dim=-1) for each in (left, right))
+    for own, others in zip(*pieces, strict=True):
+        total = total + (own.to(wide) * others.to(wide)).sum(dim=-1)
     return total
 
 
-def cosine(one: Tensor, other: Tensor) -> Tensor:
+def cosine(one: Tensor | Vectors, other: Tensor | Vectors) -> Tensor:
     """Cosine of the angle between vectors, over the last dimension.
 
     Args:
@@ -68,7 +107,31 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         [...], in [-1, 1]; NaN where either vector is 0.
     """
-    return (inner(one, other) / (length(one) * length(other))).clamp(-1.0, 1.0)
+    left, right = (each if isinstance(each, Vectors) else Vectors(each) for each in (one, other))
+    return (inner(left, right) / (left.lengths * right.lengths)).clamp(-1.0, 1.0)
+
+
+def entries(vector: Tensor | Vectors) -> Tensor:
+    """Give the entries of vectors, whether their lengths are kept or not.
+
+    Returns:
+        [..., n].
+    """
+    return vector.values if isinstance(vector, Vectors) else vector
+
+
+def _stretches(vector: Tensor) -> list[Tensor]:
+    """Cut into [..., stretches, _STRETCH] and what is left, [..., 1, fewer]."""
+    import torch
+
+    size = vector.shape[-1]
+    even = size - size % _STRETCH
+    pieces = []
+    if even:
+        pieces.append(torch.unflatten(vector[..., :even], -1, (-1, _STRETCH)))
+    if even < size:
+        pieces.append(vector[..., even:].unsqueeze(-2))
+    return pieces
 
 
 def _own_lengths(vector: Tensor) -> Tensor | None:
@@ -81,17 +144,29 @@ def _own_lengths(vector: Tensor) -> Tensor | None:
 
     if vector.device.type != "cpu" or vector.dtype != torch.float32 or not vector.numel():
         return None
-    size = vector.shape[-1]
-    even = size - size % _STRETCH
-    norms: list[Tensor] = []
-    if even:
-        stretches = torch.unflatten(vector[..., :even], -1, (-1, _STRETCH))
-        norms.append(torch.linalg.vector_norm(stretches, dim=-1))
-    if even < size:
-        norms.append(torch.linalg.vector_norm(vector[..., even:], dim=-1, keepdim=True))
+    norms = [torch.linalg.vector_norm(piece, dim=-1) for piece in _stretches(vector)]
     together = norms[0] if len(norms) == 1 else torch.cat(norms, dim=-1)
     lowest, highest = torch.aminmax(together)
     return together if bool(lowest > _SAFE[0]) and bool(highest < _SAFE[1]) else None
+
+
+def _total(own: Tensor | None, vector: Tensor) -> Tensor:
+    """Norms from those of the stretches, or from the entries."""
+    import torch
+
+    if own is not None and own.shape[-1] == 1:
+        return own.squeeze(-1).to(_widest(vector))
+    norm: Tensor = torch.linalg.vector_norm(vector if own is None else own, dim=-1, dtype=_widest(vector))
+    return norm
+
+
+def _narrow_products(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of float32 vectors on the CPU, a stretch at a time: in one pass, which torch takes two for."""
+    import torch
+
+    pieces = zip(*(_stretches(each.detach()) for each in (one, other)), strict=True)
+    sums = [np.einsum("...i,...i->...", own.numpy(), others.numpy()) for own, others in pieces]
+    return torch.as_tensor(np.sum([np.sum(each, axis=-1, dtype=np.float64) for each in sums], axis=0))
 
 
 def _widest(vector: Tensor) -> torch.dtype:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hnf_offline.profile.forward import fetched
+from hnf_offline.linalg.vectors import Vectors
+from hnf_offline.profile.side_by_side import (
+    TIER,
+    Collected,
+    Flats,
+    Held,
+    Target,
+    places_of,
+    successive,
+    tell,
+)
 from hnf_offline.profile.snapshot import Alike, Snapshot, alike, matrices_in, same_shapes
 from hnf_offline.quantities.key_query_changes import increment_spectra
-from hnf_offline.quantities.registry import Quantity, computable
+from hnf_offline.quantities.registry import computable
 from hnf_offline.quantities.weight_spectrum import matrix_spectra
 from hnf_offline.run.model.layers import Layer
-from hnf_offline.table import Row
+from hnf_offline.table import Row, Rows
 
-TIER = "weights"
 #: An interval this wide, as a share of the value, leaves it uncertified.
 _UNSURE = 0.01
 #: A part of a path that is a number: that of a block (not that of `norm1`).
@@ -50,7 +59,6 @@ class Occasion:
         return (
             len(self.earlier) == len(other.earlier)
             and (self.first is None) == (other.first is None)
-            and self.moved == other.moved
             and same_shapes(self.now, other.now)
         )
 
@@ -71,7 +79,7 @@ def occasion(now: Snapshot, earlier: Sequence[Snapshot] = (), first: Snapshot | 
     return Occasion(now, tuple(usable[:2]), start)
 
 
-def occasion_rows(occasions: Sequence[Occasion], device: torch.device) -> list[list[Row]]:
+def occasion_rows(occasions: Sequence[Occasion], device: torch.device) -> list[Rows]:
     """Measure checkpoints' weights, alone and against those before them; checkpoints that look alike side by side.
 
     Args:
@@ -81,21 +89,21 @@ def occasion_rows(occasions: Sequence[Occasion], device: torch.device) -> list[l
     Returns:
         Rows of the tier `weights` of each; of weights that are not finite only how many.
     """
-    rows: list[list[Row]] = [[] for _ in occasions]
+    rows = [Rows() for _ in occasions]
     lots: list[list[int]] = []
     for at, one in enumerate(occasions):
         if not one.now.finite:
             layers, weights = one.now.layers, one.now.weights.to(device)
             own = {layer.path: flat for layer, flat in _own(layers, weights)}
-            rows[at] = _rows_of_nonfinite(one.now.step, layers, [own[layer.path] for layer in layers])
+            shares = _rows_of_nonfinite(one.now.step, layers, [own[layer.path] for layer in layers])
+            rows[at] = Rows.of(shares)
             continue
         lot = next((lot for lot in lots if occasions[lot[0]].looks_like(one)), None)
         if lot is None:
             lots.append(lot := [])
         lot.append(at)
     for lot in lots:
-        for at, found in zip(lot, _rows_of([occasions[at] for at in lot], device), strict=True):
-            rows[at] = found
+        _measure([occasions[at] for at in lot], [rows[at] for at in lot], device)
     return rows
 
 
@@ -108,7 +116,7 @@ def alone_rows(now: Snapshot) -> list[Row]:
     Returns:
         Rows of the tier `weights` that need no other checkpoint.
     """
-    return occasion_rows([Occasion(now)], now.weights.device)[0]
+    return list(occasion_rows([Occasion(now)], now.weights.device)[0])
 
 
 def nonfinite_rows(step: int, layers: Sequence[Layer], parameters: Mapping[str, Tensor]) -> list[Row]:
@@ -136,63 +144,145 @@ def _rows_of_nonfinite(step: int, layers: Sequence[Layer], flat: Sequence[Tensor
     ]
 
 
-def _rows_of(occasions: Sequence[Occasion], device: torch.device) -> list[list[Row]]:
-    """Measure checkpoints that look alike; arrays are [checkpoints, layers, size]."""
-    now, earlier = [one.now for one in occasions], list(zip(*(one.earlier for one in occasions), strict=True))
-    layers, starts = now[0].layers, [one.first for one in occasions if one.first is not None]
-    weights = _stacked([one.weights for one in now]).to(device)
-    before = [_stacked([one.weights for one in some]) for some in earlier]
-    first = _stacked([one.weights for one in (starts[:1] if len({*map(id, starts)}) == 1 else starts)])
-    moments = [
-        _stacked([one.moments for one in some if one.moments is not None])
-        for some in ([now, earlier[0]] if occasions[0].moved else [])
-    ]
-    seen = alone, changes, since_first = (
-        _Collected(now),
-        _Collected(now, earlier[0] if earlier else ()),
-        _Collected(now, starts),
-    )
-    neighbours = neighbours_of(layers)
-    for group in alike(layers):
-        own = group.of(weights)
-        for some in group.stretches(len(now)):
-            weight, here = _wide(own[:, some]), group.layers[some]
-            _see_alone(alone, group, some, own, neighbours)
-            if before:
-                start, *others = (_wide(group.of(flat)[:, some].to(device)) for flat in before)
-                offered = {"change": weight - start, "earlier": start}
-                if others:
-                    offered["change_before"] = start - others[0]
-                changes.add(here, offered)
-            if moments:
-                held = [at for at, layer in enumerate(here) if layer.path in occasions[0].moved]
-                moment, moment_before = (
-                    _wide(group.of(flat)[:, some].to(device)[:, held]) for flat in moments
-                )
-                changes.add([here[at] for at in held], {"moment": moment, "moment_before": moment_before})
-            if starts:
-                offered = {"weight": weight, "first": _wide(group.of(first)[:, some].to(device))}
-                since_first.add(here, offered, needing="first")
-    if before:
-        _see_increments(changes, now[0], weights, before[0])
+def _measure(occasions: Sequence[Occasion], rows: Sequence[Rows], device: torch.device) -> None:
+    """Measure checkpoints that look alike; what is measured together is [checkpoints, layers, size]."""
+    now = [one.now for one in occasions]
+    alone = [Target(own, one.step) for own, one in zip(rows, now, strict=True)]
     model = computable(frozenset({"weight"}), "forward")[0].name
-    rows = [[Row(one.step, "", "model", -1, model, 0.0)] for one in now]
-    for found in (*(one.rows() for one in seen), _spectrum_rows(now, weights)):
-        for own_rows, more in zip(rows, found, strict=True):
-            own_rows.extend(more)
-    return rows
+    tell(alone, ([""], ["model"], [-1]), model, np.zeros((len(now), 1)))
+    layers, neighbours = now[0].layers, neighbours_of(now[0].layers)
+    held = Held(one for each in occasions for one in (*reversed(each.earlier), each.now))
+    weights, here = Flats([one.weights for one in held.snapshots], device), held.at(now)
+    changes = _Changes.of(occasions, rows, held)
+    starts = _Starts.of(occasions, rows, device)
+    moments = [
+        _Moments.of([pair for pair in zip(occasions, rows, strict=True) if pair[0].moved == moved], device)
+        for moved in dict.fromkeys(one.moved for one in occasions)
+        if moved
+    ]
+    seen = Collected()
+    for group in alike(layers):
+        for some in group.stretches(len(held.snapshots)):
+            stretch = Vectors(weights.of(group, some))
+            weight = stretch[here]
+            _see_alone(seen, alone, group.layers[some], weight)
+            _see_neighbours(seen, alone, group, some, weight, weights.of, here, neighbours)
+            if changes is not None:
+                changes.see(seen, group.layers[some], stretch)
+            if starts is not None:
+                starts.see(seen, group, some, weight)
+            for one in moments:
+                one.see(seen, group, some)
+    flat = weights.some(here)
+    if changes is not None:
+        _see_increments(seen, changes.targets, now[0], flat, weights.some(changes.earlier))
+    seen.tell()
+    _tell_spectra(alone, layers, flat)
 
 
-def _stacked(flat: Sequence[Tensor]) -> Tensor:
-    """[checkpoints, parameters]; of one checkpoint no copy."""
-    if not flat:
-        return torch.zeros(0)
-    return flat[0].unsqueeze(0) if len(flat) == 1 else torch.stack(list(flat))
+def _since(occasions: Sequence[Occasion], rows: Sequence[Rows], others: Sequence[Snapshot]) -> list[Target]:
+    return [
+        Target(own, one.now.step, f"since step {other.step}")
+        for one, own, other in zip(occasions, rows, others, strict=True)
+    ]
 
 
-def _wide(values: Tensor) -> Tensor:
-    """At least 32 bits an entry: a mean of bfloat16 numbers would be one."""
-    return values if values.dtype.itemsize >= 4 else values.float()
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """Changes between checkpoints that follow one another, each taken once; places are slices where they can be.
+
+    Attributes:
+        targets: one a checkpoint.
+        later: places of the snapshots that the changes lead to.
+        before: places of those that they lead from.
+        change: places among the changes of the one into each checkpoint.
+        earlier: places among the snapshots of what each checkpoint changed from.
+        change_before: places among the changes of the one before; None where there is none.
+    """
+
+    targets: Sequence[Target]
+    later: slice | list[int]
+    before: slice | list[int]
+    change: slice | list[int]
+    earlier: slice | list[int]
+    change_before: slice | list[int] | None
+
+    @classmethod
+    def of(cls, occasions: Sequence[Occasion], rows: Sequence[Rows], held: Held) -> _Changes | None:
+        if not occasions[0].earlier:
+            return None
+        earlier = [one.earlier[0] for one in occasions]
+        pairs = [list(pairwise((one.now, *one.earlier))) for one in occasions]
+        intervals = {(id(later), id(before)): (later, before) for own in pairs for later, before in own[::-1]}
+        place = {interval: at for at, interval in enumerate(intervals)}
+        last, *others = (
+            [place[id(one), id(other)] for one, other in own] for own in zip(*pairs, strict=True)
+        )
+        return cls(
+            _since(occasions, rows, earlier),
+            held.at(later for later, _ in intervals.values()),
+            held.at(before for _, before in intervals.values()),
+            successive(last),
+            held.at(earlier),
+            successive(others[0]) if others else None,
+        )
+
+    def see(self, seen: Collected, layers: Sequence[Layer], stretch: Vectors) -> None:
+        changes = Vectors(stretch[self.later] - stretch[self.before])
+        offered = {"change": changes[self.change], "earlier": stretch[self.earlier]}
+        if self.change_before is not None:
+            offered["change_before"] = changes[self.change_before]
+        seen.add(self.targets, layers, offered)
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """The first checkpoint of the run, of each checkpoint or, mostly, of all of them."""
+
+    targets: Sequence[Target]
+    flats: Flats
+    places: slice | list[int]
+
+    @classmethod
+    def of(cls, occasions: Sequence[Occasion], rows: Sequence[Rows], device: torch.device) -> _Starts | None:
+        starts = [one.first for one in occasions if one.first is not None]
+        if not starts:
+            return None
+        held = Held(starts)
+        places = slice(0, 1) if len(held.snapshots) == 1 else held.at(starts)
+        flats = Flats([one.weights for one in held.snapshots], device)
+        return cls(_since(occasions, rows, starts), flats, places)
+
+    def see(self, seen: Collected, group: Alike, some: slice, weight: Vectors) -> None:
+        first = Vectors(self.flats.of(group, some))[self.places]
+        seen.add(self.targets, group.layers[some], {"weight": weight, "first": first}, needing="first")
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """The optimizer's first moments at checkpoints that have them of the same layers, and before."""
+
+    targets: Sequence[Target]
+    flats: Flats
+    now: slice | list[int]
+    before: slice | list[int]
+    moved: frozenset[str]
+
+    @classmethod
+    def of(cls, some: Sequence[tuple[Occasion, Rows]], device: torch.device) -> _Moments:
+        occasions, rows = zip(*some, strict=True)
+        earlier = [one.earlier[0] for one in occasions]
+        held = Held(one for pair in zip(earlier, (one.now for one in occasions), strict=True) for one in pair)
+        flats = Flats([one.moments for one in held.snapshots if one.moments is not None], device)
+        now, before = held.at(one.now for one in occasions), held.at(earlier)
+        return cls(_since(occasions, rows, earlier), flats, now, before, occasions[0].moved)
+
+    def see(self, seen: Collected, group: Alike, some: slice) -> None:
+        held = [at for at, layer in enumerate(group.layers[some]) if layer.path in self.moved]
+        if held:
+            moments = Vectors(self.flats.of(group, some)[:, successive(held)])
+            offered = {"moment": moments[self.now], "moment_before": moments[self.before]}
+            seen.add(self.targets, [group.layers[some][at] for at in held], offered)
 
 
 def _own(layers: Sequence[Layer], flat: Tensor) -> Iterator[tuple[Layer, Tensor]]:
@@ -201,19 +291,35 @@ def _own(layers: Sequence[Layer], flat: Tensor) -> Iterator[tuple[Layer, Tensor]
         yield from zip(group.layers, group.of(flat).unbind(-2), strict=True)
 
 
-def _see_alone(
-    seen: _Collected, group: Alike, some: slice, all_of_them: Tensor, neighbours: Mapping[str, Layer]
+def _see_alone(seen: Collected, targets: Sequence[Target], layers: Sequence[Layer], weight: Vectors) -> None:
+    """Distribution of the weights of some layers."""
+    centred = Vectors(weight.values - weight.values.mean(dim=-1, keepdim=True))
+    offered = {"weight": weight, "centred_weight": centred, "sorted_weight": _ordered(weight.values)}
+    seen.add(targets, layers, offered)
+
+
+def _see_neighbours(
+    seen: Collected,
+    targets: Sequence[Target],
+    group: Alike,
+    some: slice,
+    weight: Vectors,
+    read: Callable[[Alike, slice | list[int]], Tensor],
+    here: slice | list[int],
+    neighbours: Mapping[str, Layer],
 ) -> None:
-    """Distribution of the weights of some layers of a group."""
-    layers, weight = group.layers[some], _wide(all_of_them[:, some])
-    centred = weight - weight.mean(dim=-1, keepdim=True)
-    seen.add(layers, {"weight": weight, "centred_weight": centred, "sorted_weight": _ordered(weight)})
+    """Distance of some layers to their like in the block before."""
     places = {layer.path: at for at, layer in enumerate(group.layers)}
+    layers = group.layers[some]
     own = [at for at, layer in enumerate(layers) if layer.path in neighbours]
     if own:
-        before = _wide(all_of_them[:, [places[neighbours[layers[at].path].path] for at in own]])
-        offered = {"weight": weight if len(own) == len(layers) else weight[:, own], "neighbour": before}
-        seen.add([layers[at] for at in own], offered, needing="neighbour")
+        like = [places[neighbours[layers[at].path].path] for at in own]
+        if some.start <= min(like) and max(like) < some.stop:
+            neighbour = weight[:, successive([at - some.start for at in like])]
+        else:
+            neighbour = Vectors(read(group, successive(like))[here])
+        offered = {"weight": weight[:, successive(own)], "neighbour": neighbour}
+        seen.add(targets, [layers[at] for at in own], offered, needing="neighbour")
 
 
 def neighbours_of(layers: Sequence[Layer]) -> dict[str, Layer]:
@@ -232,28 +338,24 @@ def neighbours_of(layers: Sequence[Layer]) -> dict[str, Layer]:
     return found
 
 
-def _spectrum_rows(now: Sequence[Snapshot], weights: Tensor) -> list[list[Row]]:
+def _tell_spectra(targets: Sequence[Target], layers: Sequence[Layer], weights: Tensor) -> None:
     """Singular values of each layer's largest matrix."""
-    rows: list[list[Row]] = [[] for _ in now]
-    found = [(layer, matrices_in(layer, own)) for layer, own in _own(now[0].layers, weights)]
+    found = [(layer, matrices_in(layer, own)) for layer, own in _own(layers, weights)]
     largest = [(layer, max(matrices, key=torch.numel)) for layer, matrices in found if matrices]
-    # Of one layer all checkpoints, then of the next one.
-    spectra = matrix_spectra([one for _, matrices in largest for one in matrices.unbind(0)])
-    entries = computable(frozenset({"spectrum"}), TIER)
-    for places, some in spectra:
-        of = [(at % len(now), largest[at // len(now)][0]) for at in places]
-        for entry in entries:
-            bound = entry.function(some)
-            sure = (bound.high - bound.low <= _UNSURE * np.abs(bound.value)) | some.whole
-            told = zip(*(one.tolist() for one in (bound.value, bound.low, bound.high, sure)), strict=True)
-            for (checkpoint, layer), (value, low, high, certified) in zip(of, told, strict=True):
-                if math.isfinite(value):
-                    place = now[checkpoint].step, layer.path, layer.kind, layer.depth
-                    rows[checkpoint].append(Row(*place, entry.name, value, low, high, certified))
-    return rows
+    for at, spectra in matrix_spectra([matrices for _, matrices in largest]):
+        places = places_of([largest[one][0] for one in at])
+        for entry in computable(frozenset({"spectrum"}), TIER):
+            bound = entry.function(spectra)
+            sure = (bound.high - bound.low <= _UNSURE * np.abs(bound.value)) | spectra.whole
+            value, *bounds = (
+                each.reshape(len(at), len(targets)).T for each in (bound.value, bound.low, bound.high, sure)
+            )
+            tell(targets, places, entry.name, value, (bounds[0], bounds[1], bounds[2]))
 
 
-def _see_increments(seen: _Collected, now: Snapshot, weights: Tensor, before: Tensor) -> None:
+def _see_increments(
+    seen: Collected, targets: Sequence[Target], now: Snapshot, weights: Tensor, before: Tensor
+) -> None:
     """How the bilinear form of each head's scores moved."""
     later = {layer.path: own for layer, own in _own(now.layers, weights)}
     past = {layer.path: own for layer, own in _own(now.layers, before)}
@@ -280,7 +382,7 @@ def _see_increments(seen: _Collected, now: Snapshot, weights: Tensor, before: Te
         if shared > 1:
             key, later_key = (one.repeat_interleave(shared, dim=2) for one in (key, later_key))
         second, third = increment_spectra(query, key, later_query - query, later_key - key)
-        seen.add([layer for layer, _ in some], {"second_order": second, "third_order": third})
+        seen.add(targets, [layer for layer, _ in some], {"second_order": second, "third_order": third})
 
 
 def _by_head(layer: Layer, own: Tensor, heads: int) -> Tensor | None:
@@ -296,40 +398,3 @@ def _ordered(weight: Tensor) -> Tensor:
     if weight.device.type != "cpu":
         return weight.sort(dim=-1).values
     return torch.from_numpy(np.sort(weight.numpy(), axis=-1))
-
-
-class _Collected:
-    """Values of many layers at several checkpoints, brought from the device in one transfer."""
-
-    def __init__(self, now: Sequence[Snapshot], since: Sequence[Snapshot] = ()) -> None:
-        self._places = [
-            (one.step, f"since step {since[at].step}" if since else "") for at, one in enumerate(now)
-        ]
-        self._seen: list[tuple[Sequence[Layer], Quantity, Tensor]] = []
-
-    def add(self, layers: Sequence[Layer], offered: Mapping[str, Tensor], needing: str = "") -> None:
-        """Evaluate every quantity of the tier whose inputs are offered for some layers, and that needs one of them."""
-        for entry in computable(frozenset(offered), TIER):
-            if layers and (not needing or needing in entry.inputs):
-                value = entry.function(*(offered[name] for name in entry.inputs))
-                self._seen.append((layers, entry, value))
-
-    def rows(self) -> list[list[Row]]:
-        """Give each checkpoint a row a value; none where 0 was divided by 0, as for a layer that did not move."""
-        rows: list[list[Row]] = [[] for _ in self._places]
-        values = fetched([value for _, _, value in self._seen])
-        for (layers, entry, _), value in zip(self._seen, values, strict=True):
-            worst, heads = value, value
-            if by_head := value.ndim > 2:
-                worst, heads = value.max(dim=-1) if entry.worst_head == "max" else value.min(dim=-1)
-                # A head that is not finite leaves its layer without a value.
-                worst = worst.where(value.isfinite().all(dim=-1), math.nan)
-            told = zip(rows, self._places, worst.tolist(), heads.tolist(), strict=True)
-            for own_rows, (step, batch), at_layers, at_heads in told:
-                for layer, own, head in zip(layers, at_layers, at_heads, strict=True):
-                    if math.isfinite(own):
-                        place = step, layer.path, layer.kind, layer.depth
-                        own_rows.append(Row(*place, entry.name, own, batch=batch))
-                        if by_head:
-                            own_rows.append(Row(*place, f"{entry.name}_head", float(head), batch=batch))
-        return rows

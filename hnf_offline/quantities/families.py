@@ -29,12 +29,14 @@ from hnf_offline.quantities import (
     update,
     weight_changes,
     weight_spectrum,
+    weight_tails,
     weights,
 )
 
 ALL = (
     weights,
     weight_spectrum,
+    weight_tails,
     weight_changes,
     key_query_changes,
     replay,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.linalg.vectors import cosine, length
+from hnf_offline.linalg.vectors import Vectors, cosine, length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LAYERS = "every layer; not at the first checkpoint"
     reading="Compare intervals of the same number of steps; the column `batch` names s.",
     cannot="The way between two checkpoints is longer than their distance where updates turn back.",
 )
-def update_norm(change: Tensor) -> Tensor:
+def update_norm(change: Tensor | Vectors) -> Tensor:
     """Distance moved since the checkpoint before.
 
     Returns:
@@ -49,7 +49,7 @@ def update_norm(change: Tensor) -> Tensor:
     reading="A layer that moves much further than the others for its size has too large a step, or just recovered.",
     cannot="Norm gains and biases near 0 have a large ratio by themselves.",
 )
-def update_ratio(change: Tensor, earlier: Tensor) -> Tensor:
+def update_ratio(change: Tensor | Vectors, earlier: Tensor | Vectors) -> Tensor:
     """Distance moved since the checkpoint before, relative to the weights there.
 
     Returns:
@@ -69,7 +69,7 @@ def update_ratio(change: Tensor, earlier: Tensor) -> Tensor:
     "oscillation.",
     cannot="Oscillations faster than the checkpoints average out.",
 )
-def update_cosine(change: Tensor, change_before: Tensor) -> Tensor:
+def update_cosine(change: Tensor | Vectors, change_before: Tensor | Vectors) -> Tensor:
     """Cosine between two successive changes.
 
     Returns:
@@ -88,7 +88,7 @@ def update_cosine(change: Tensor, change_before: Tensor) -> Tensor:
     reading="Grows like a root of the steps in a random walk, linearly in a drift; a jump is an event.",
     cannot="The first checkpoint is the initialisation only if that was saved.",
 )
-def distance_from_first(weight: Tensor, first: Tensor) -> Tensor:
+def distance_from_first(weight: Tensor | Vectors, first: Tensor | Vectors) -> Tensor:
     """Distance from the first checkpoint, relative to the weights there.
 
     Returns:
@@ -110,7 +110,7 @@ def distance_from_first(weight: Tensor, first: Tensor) -> Tensor:
     reading="Near 0 is usual for checkpoints far apart; lasting -1 between close ones is oscillation.",
     cannot="The moments hold training batches, other ones at each checkpoint: their noise draws the cosine to 0.",
 )
-def moment_cosine(moment: Tensor, moment_before: Tensor) -> Tensor:
+def moment_cosine(moment: Tensor | Vectors, moment_before: Tensor | Vectors) -> Tensor:
     """Cosine between the smoothed gradients of two checkpoints.
 
     Returns:

@@ -7,9 +7,8 @@ there, that of rounding; where only the leading ones are, what the remaining Fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,36 +96,54 @@ def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[tuple[list
     power steps: never above the true ones. Gram matrices of one size are solved together.
 
     Args:
-        matrices: [rows, columns] each, finite, on one device.
+        matrices: [rows, columns] or [several, rows, columns] each, finite, on one device.
         seed: of the sketch.
 
     Returns:
-        Places in `matrices`, and the spectra of the matrices there, `values` of shape [places, known].
+        For each min(rows, columns) that there is: places in `matrices`, and the spectra of the matrices there, `values`
+        of shape [places, known] or [places * several, known], where all with this minimum have equally many.
 
     Source: Golub & Van Loan 2013, section 8.6; Halko, Martinsson & Tropp 2011 (arXiv 0909.4061), algorithm 4.4.
     """
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for at, matrix in enumerate(matrices):
+        shapes.setdefault((*matrix.shape[-2:], *matrix.shape[:-2]), []).append(at)
+    # Dimension -> places and solved pieces; Gram matrices and squared norms that wait to be solved.
+    places: dict[int, list[int]] = {}
+    solved: dict[int, list[MatrixSpectra]] = {}
+    waiting: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for (rows, columns, *_), own in shapes.items():
+        dimension = min(rows, columns)
+        places.setdefault(dimension, []).extend(own)
+        for held in _in_lots([matrices[at] for at in own]):
+            waits = waiting.setdefault(dimension, [])
+            waits.append(_gram(held.double(), seed))
+            if sum(gram.numel() for gram, _ in waits) >= _HELD_ENTRIES:
+                solved.setdefault(dimension, []).append(_solved(dimension, waiting.pop(dimension)))
+    for dimension, some in waiting.items():
+        solved.setdefault(dimension, []).append(_solved(dimension, some))
+    return [(places[dimension], _joined(pieces)) for dimension, pieces in solved.items()]
+
+
+def _in_lots(matrices: Sequence[Tensor]) -> Iterator[Tensor]:
+    """[lot, rows, columns] each, of at most as many entries as are held at once, unless it is one matrix."""
     import torch
 
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for at, matrix in enumerate(matrices):
-        shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(at)
-    # Dimension -> places, Gram matrices and squared norms that wait to be solved.
-    waiting: dict[int, list[tuple[list[int], Tensor, Tensor]]] = {}
-    found: list[tuple[list[int], MatrixSpectra]] = []
-    for (dimension, length), places in shapes.items():
-        together = max(1, _HELD_ENTRIES // max(1, dimension * length))
-        for first in range(0, len(places), together):
-            some = places[first : first + together]
-            tall = [matrices[at] if matrices[at].shape[0] == length else matrices[at].mT for at in some]
-            held = torch.stack(tall) if len(tall) > 1 else tall[0].unsqueeze(0)
-            waiting.setdefault(dimension, []).append((some, *_gram(held.double(), seed)))
-            if sum(gram.numel() for _, gram, _ in waiting[dimension]) >= _HELD_ENTRIES:
-                found.append(_solved(dimension, waiting.pop(dimension)))
-    return found + [_solved(dimension, some) for dimension, some in waiting.items()]
+    rows, columns = matrices[0].shape[-2:]
+    together = max(1, _HELD_ENTRIES // max(1, rows * columns))
+    lot: list[Tensor] = []
+    for matrix in matrices:
+        for piece in matrix.reshape(-1, rows, columns).split(together):
+            if lot and sum(map(len, lot)) + len(piece) > together:
+                yield torch.cat(lot)
+                lot = []
+            lot.append(piece)
+    yield torch.cat(lot) if len(lot) > 1 else lot[0]
 
 
-def _gram(tall: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """W'W of [matrices, rows, columns] with at least as many rows, and ||W||_F^2; of a sketch of large ones."""
+def _gram(matrices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The smaller of W'W and WW' of [matrices, rows, columns], and ||W||_F^2; of a sketch of large ones."""
+    tall = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mT
     if tall.shape[-1] > EXACT_DIMENSION:
         squared_norm = tall.square().sum(dim=(-2, -1))
         sketch = _sketched(tall, seed)
@@ -135,19 +152,27 @@ def _gram(tall: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return gram, gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
-def _solved(
-    dimension: int, some: Sequence[tuple[list[int], Tensor, Tensor]]
-) -> tuple[list[int], MatrixSpectra]:
+def _solved(dimension: int, some: Sequence[tuple[Tensor, Tensor]]) -> MatrixSpectra:
     import torch
 
-    squares = torch.linalg.eigvalsh(torch.cat([gram for _, gram, _ in some])).flip(-1).clamp_min(0)
+    squares = torch.linalg.eigvalsh(torch.cat([gram for gram, _ in some])).flip(-1).clamp_min(0)
     squares = squares[:, :LEADING] if dimension > EXACT_DIMENSION else squares
-    norms = torch.cat([norm for _, _, norm in some]).unsqueeze(1)
+    norms = torch.cat([norm for _, norm in some]).unsqueeze(1)
     # One transfer from the device.
     told = torch.cat([norms, squares], dim=1).cpu().numpy()
     error = float(np.finfo(np.float64).eps) * dimension * told[:, 1]
-    places = [at for found, _, _ in some for at in found]
-    return places, MatrixSpectra(np.sqrt(told[:, 1:]), told[:, 0], dimension, error)
+    return MatrixSpectra(np.sqrt(told[:, 1:]), told[:, 0], dimension, error)
+
+
+def _joined(pieces: Sequence[MatrixSpectra]) -> MatrixSpectra:
+    """Spectra of one size, one after another."""
+    if len(pieces) == 1:
+        return pieces[0]
+    values, norms, errors = (
+        np.concatenate(each)
+        for each in zip(*((one.values, one.squared_norm, one.error) for one in pieces), strict=True)
+    )
+    return MatrixSpectra(values, norms, pieces[0].dimension, errors)
 
 
 def _sketched(tall: Tensor, seed: int) -> Tensor:
@@ -167,7 +192,12 @@ def _root(square: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(0.0, square))
 
 
-def _around(value: NDArray[np.float64], error: NDArray[np.float64]) -> Bounded:
+def around(value: NDArray[np.float64], error: NDArray[np.float64]) -> Bounded:
+    """Bound values by their errors.
+
+    Returns:
+        value +- error.
+    """
     return Bounded(value, value - error, value + error)
 
 
@@ -176,8 +206,12 @@ def _only_where(defined: NDArray[np.bool_], found: Bounded) -> Bounded:
     return Bounded(*(np.where(defined, one, np.nan) for one in (found.value, found.low, found.high)))
 
 
-def _undefined(spectrum: MatrixSpectra) -> Bounded:
-    """NaN for every matrix."""
+def undefined(spectrum: MatrixSpectra) -> Bounded:
+    """Say that no matrix has such a value.
+
+    Returns:
+        NaN for every matrix.
+    """
     return Bounded(*(np.full_like(spectrum.squared_norm, np.nan) for _ in range(3)))
 
 
@@ -218,7 +252,7 @@ def sigma_max(spectrum: MatrixSpectra) -> Bounded:
 def sigma_median(spectrum: MatrixSpectra) -> Bounded:
     """Median singular value; NaN where only the leading ones are known."""
     if not spectrum.whole:
-        return _undefined(spectrum)
+        return undefined(spectrum)
     # The same one twice where their number is odd.
     middle = spectrum.values[..., [(spectrum.dimension - 1) // 2, spectrum.dimension // 2]]
     both = _of_square(middle, spectrum.error[..., None])
@@ -238,7 +272,7 @@ def sigma_median(spectrum: MatrixSpectra) -> Bounded:
 def sigma_min(spectrum: MatrixSpectra) -> Bounded:
     """Smallest singular value; NaN where only the leading ones are known."""
     if not spectrum.whole:
-        return _undefined(spectrum)
+        return undefined(spectrum)
     return _of_square(spectrum.values[..., -1], spectrum.error)
 
 
@@ -299,7 +333,7 @@ def effective_rank(spectrum: MatrixSpectra) -> Bounded:
     values = spectrum.values
     total = values.sum(axis=-1)
     if not spectrum.whole:
-        return _undefined(spectrum)
+        return undefined(spectrum)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = values / total[..., None]
         entropy = -(shares * np.log(np.where(values > 0, shares, 1.0))).sum(axis=-1)
@@ -329,72 +363,6 @@ def nuclear_norm(spectrum: MatrixSpectra) -> Bounded:
         root = np.sqrt(spectrum.error)[..., None]
         least = np.maximum(spectrum.values, root)
         each = np.divide(spectrum.error[..., None], least, out=np.zeros_like(least), where=least > 0)
-        return _around(total, each.sum(axis=-1))
+        return around(total, each.sum(axis=-1))
     # s_i <= r_i + sqrt(e_i) with the missing squares e_i, which sum to the rest; most where they are equal.
     return Bounded(total, total, total + np.sqrt(spectrum.rest * spectrum.dimension))
-
-
-#: Fewer eigenvalues in the tail say nothing of a power law.
-FEWEST_IN_TAIL = 10
-#: Lengths of the tail that are tried, from the fewest to all, evenly in their logarithm.
-MOST_TAILS = 100
-#: Numbers that the comparison of several spectra with their tails may hold at once.
-_COMPARED_TOGETHER = 1 << 16
-
-
-@lru_cache(maxsize=64)
-def _tails(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """1 ... size, and the last places of the tails that are tried."""
-    lengths = np.geomspace(FEWEST_IN_TAIL, size, MOST_TAILS).round().astype(np.int64)
-    return np.arange(1, size + 1), np.unique(lengths) - 1
-
-
-@quantity(
-    "weight.tail_exponent",
-    unit="1",
-    formula="alpha = 1 + k / sum_(i <= k) ln(x_i / x_k), x the eigenvalues of W'W in descending order, k >= "
-    "10 where the "
-    "Kolmogorov-Smirnov distance to the power law is least; interval: alpha +- 1.96 (alpha - 1) / sqrt(k)",
-    reference="Clauset, Shalizi & Newman 2009 (arXiv 0706.1062), section 3; for weights Martin & Mahoney 2021 "
-    "(arXiv 1810.01075)",
-    tier="weights",
-    layers="weight matrices with at least 20 singular values, all of them computed",
-    reading="Random weights have a large one (6 and more); 2 to 4 is what the source finds in well-trained layers.",
-    cannot="Any spectrum gets a number, power law or not; with tens of eigenvalues the choice of k adds error "
-    "of its own.",
-)
-def tail_exponent(spectrum: MatrixSpectra) -> Bounded:
-    """Exponent of a power law fitted to the largest eigenvalues of W'W; NaN where there are too few."""
-    if not spectrum.whole:
-        return _undefined(spectrum)
-    squares = np.square(spectrum.values)
-    sure = np.count_nonzero(squares > spectrum.error[..., None], axis=-1)
-    alpha, error = (np.full(sure.shape, np.nan) for _ in range(2))
-    for size in np.unique(sure):
-        if size >= 2 * FEWEST_IN_TAIL:
-            alike = sure == size
-            alpha[alike], error[alike] = _fitted_tails(np.log(squares[alike][:, :size]))
-    return _around(alpha, error)
-
-
-def _fitted_tails(logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Exponents of [matrices, eigenvalues], in descending order, and half the width of their intervals."""
-    sizes, tried = _tails(logs.shape[1])
-    together = max(1, _COMPARED_TOGETHER // (sizes.size * tried.size))
-    if len(logs) > together:
-        some = [_fitted_tails(logs[first : first + together]) for first in range(0, len(logs), together)]
-        return np.concatenate([one for one, _ in some]), np.concatenate([error for _, error in some])
-    spread = (np.cumsum(logs, axis=-1) - sizes * logs)[:, tried]
-    # Where all are equal there is no tail at all.
-    lengths = sizes[tried]
-    alphas = 1 + lengths / np.where(spread > 0, spread, np.nan)
-    # Of the k largest, i lie above the (i+1)-th; the power law says how many should. (Half the digits are enough to
-    # tell which k is best.)
-    exponents = (1 - alphas)[..., None] * (logs[:, None, :] - logs[:, tried][..., None])
-    step = 1 / lengths[:, None]
-    apart = np.exp(np.minimum(exponents, 0.0, dtype=np.float32)) - (sizes * step).astype(np.float32)
-    apart = np.maximum(np.abs(apart), np.abs(apart + step.astype(np.float32)))
-    distances = apart.max(axis=-1, initial=0.0, where=sizes <= lengths[:, None])
-    best = np.argmin(np.where(np.isnan(alphas), np.inf, distances), axis=-1)
-    alpha = np.take_along_axis(alphas, best[:, None], axis=-1)[:, 0]
-    return alpha, 1.96 * (alpha - 1) / np.sqrt(lengths[best])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.linalg.vectors import length
+from hnf_offline.linalg.vectors import Vectors, entries, length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def nonfinite_share(weight: Tensor) -> Tensor:
     reading="Near 0 for matrices; a drift of a norm's gain away from 1, or of a bias, is seen here first.",
     cannot="A matrix can grow or collapse in a few directions while its mean stays 0.",
 )
-def weight_mean(weight: Tensor) -> Tensor:
+def weight_mean(weight: Tensor | Vectors) -> Tensor:
     """Mean of the parameters.
 
     Returns:
         A scalar a layer.
     """
-    return weight.mean(dim=-1)
+    return entries(weight).mean(dim=-1)
 
 
 @quantity(
@@ -68,13 +68,13 @@ def weight_mean(weight: Tensor) -> Tensor:
     "and its past.",
     cannot="Says nothing of directions: see the singular values.",
 )
-def weight_deviation(centred_weight: Tensor) -> Tensor:
+def weight_deviation(centred_weight: Tensor | Vectors) -> Tensor:
     """Standard deviation of the parameters.
 
     Returns:
         A scalar a layer.
     """
-    deviation: Tensor = length(centred_weight) / centred_weight.shape[-1] ** 0.5
+    deviation: Tensor = length(centred_weight) / entries(centred_weight).shape[-1] ** 0.5
     return deviation
 
 
@@ -88,18 +88,21 @@ def weight_deviation(centred_weight: Tensor) -> Tensor:
     reading="0 for a normal distribution; a rise means that few parameters grow while most do not.",
     cannot="A single parameter can make all of it.",
 )
-def weight_excess_kurtosis(centred_weight: Tensor) -> Tensor:
+def weight_excess_kurtosis(centred_weight: Tensor | Vectors) -> Tensor:
     """Excess kurtosis of the parameters.
 
     Returns:
         A scalar a layer, NaN where all parameters are equal.
     """
-    lowest, highest = centred_weight.amin(dim=-1, keepdim=True), centred_weight.amax(dim=-1, keepdim=True)
+    centred = entries(centred_weight)
+    lowest, highest = centred.amin(dim=-1, keepdim=True), centred.amax(dim=-1, keepdim=True)
     # In units of the range, as a fourth power leaves that of a float32 at 1e10 and at 1e-10. Where there is no range
     # this is 0 / 0; the mean of equal numbers need not be one of them.
-    squares = (centred_weight / (highest - lowest)).square()
-    kurtosis = squares.square().mean(dim=-1) / squares.mean(dim=-1).square() - 3
-    return kurtosis.masked_fill((highest == lowest).squeeze(-1), float("nan"))
+    width = highest - lowest
+    squares = (centred / width).square_()
+    second = (length(centred_weight) / width.squeeze(-1)).square() / centred.shape[-1]
+    fourth = length(squares).square() / centred.shape[-1]
+    return (fourth / second.square() - 3).masked_fill((highest == lowest).squeeze(-1), float("nan"))
 
 
 def _quantile(sorted_weight: Tensor, share: float) -> Tensor:
@@ -232,7 +235,7 @@ def weight_largest(sorted_weight: Tensor) -> Tensor:
     reading="About 1 for unrelated layers, 0 for equal ones; a fall says that two blocks come to do the same.",
     cannot="Two layers can do the same under another order of their units and be far apart here.",
 )
-def distance_to_neighbour(weight: Tensor, neighbour: Tensor) -> Tensor:
+def distance_to_neighbour(weight: Tensor | Vectors, neighbour: Tensor | Vectors) -> Tensor:
     """Distance between two layers' parameters, relative to what unrelated ones would have.
 
     Returns:

@@ -39,7 +39,6 @@ from hnf_offline.quantities.weight_spectrum import (
     sigma_median,
     sigma_min,
     stable_rank,
-    tail_exponent,
 )
 from hnf_offline.quantities.weights import (
     distance_to_neighbour,
