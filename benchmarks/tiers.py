@@ -31,6 +31,7 @@ from torch import Tensor
 
 import hnf_offline
 from hnf_offline.profile.checkpoint import training_loss_rows
+from hnf_offline.profile.comparisons import Occasion, occasion
 from hnf_offline.profile.derivatives import derivative_rows
 from hnf_offline.profile.forward import forward_rows
 from hnf_offline.profile.measure import measure, subject_of
@@ -39,7 +40,7 @@ from hnf_offline.profile.session import Session, full_precision, open_session, o
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.snapshot import alike, matrices_in
 from hnf_offline.profile.subject import Subject
-from hnf_offline.profile.weight_rows import Occasion, occasion, occasion_rows
+from hnf_offline.profile.weight_rows import occasion_rows
 from hnf_offline.profile.weights import checkpoints_together, snapshot_of
 from hnf_offline.quantities import catalogue
 from hnf_offline.record import Recorder

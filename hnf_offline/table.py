@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
 #: Column name -> name of its polars type. `layer` is "" for the whole model.
 COLUMNS = {
@@ -79,74 +82,82 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows held column by column: of a thousand at once, an object each would take most of the time.
+class Block:
+    """Values of one quantity of several layers at several checkpoints; the attributes are columns, as `Row` says.
 
     Attributes:
-        columns: the values by column, all equally many.
+        places: paths, kinds and depths of the layers.
+        quantity: its name.
+        values: [checkpoints, layers]; a layer has no row where this is not finite.
+        bounds: lower ends, upper ends, and whether a value is certified, shaped alike; None where values are exact.
     """
 
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    places: tuple[Sequence[str], Sequence[str], Sequence[int]]
+    quantity: str
+    values: NDArray[np.float64]
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]] | None = None
 
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> Rows:
-        """Take rows apart.
 
-        Args:
-            rows: one after another.
+class Rows:
+    """Rows of one checkpoint, held in blocks: of a thousand at once, an object each would take most of the time."""
 
-        Returns:
-            The same rows by column.
-        """
-        held = list(rows)
-        return cls({name: [getattr(row, name) for row in held] for name in COLUMNS})
-
-    def __len__(self) -> int:
-        """Count the rows."""
-        return len(self.columns["value"])
-
-    def __iter__(self) -> Iterator[Row]:
-        """Give one row after another."""
-        return (Row(*values) for values in zip(*self.columns.values(), strict=True))
-
-    def add(
-        self,
-        step: int,
-        places: tuple[Sequence[str], Sequence[str], Sequence[int]],
-        quantity: str,
-        values: Sequence[float],
-        *,
-        low: Sequence[float] | None = None,
-        high: Sequence[float] | None = None,
-        certified: Sequence[bool] | None = None,
-        batch: str = "",
-    ) -> None:
-        """Add one quantity of several layers at one checkpoint; the arguments are what `Row` says.
+    def __init__(self, step: int) -> None:
+        """Hold none yet.
 
         Args:
             step: of the checkpoint.
-            places: paths, kinds and depths of the layers.
-            quantity: its name.
-            values: one a layer.
-            low: one a layer; None where the values are exact.
-            high: alike.
-            certified: one a layer; None where all are.
-            batch: of all of them.
         """
-        count = len(values)
-        added = (
-            [step] * count,
-            *places,
-            [quantity] * count,
-            values,
-            [None] * count if low is None else low,
-            [None] * count if high is None else high,
-            [True] * count if certified is None else certified,
-            [batch] * count,
-            [SOURCES[0]] * count,
-        )
-        for column, more in zip(self.columns.values(), added, strict=True):
-            column.extend(more)
+        self._step = step
+        self._blocks: list[tuple[Block, int, str]] = []
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.columns()["value"])
+
+    def __iter__(self) -> Iterator[Row]:
+        """Give one row after another."""
+        return (Row(*values) for values in zip(*self.columns().values(), strict=True))
+
+    def add(self, block: Block, checkpoint: int, batch: str = "") -> None:
+        """Add what a block says of this checkpoint.
+
+        Args:
+            block: the values.
+            checkpoint: which of its checkpoints this is.
+            batch: of all these rows.
+        """
+        self._blocks.append((block, checkpoint, batch))
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Put the blocks together.
+
+        Returns:
+            The values by column.
+        """
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        for block, at, batch in self._blocks:
+            values = block.values[at].tolist()
+            there = [index for index, value in enumerate(values) if math.isfinite(value)]
+            count = len(there)
+            bounds: list[Sequence[Any]] = [[None] * count, [None] * count, [True] * count]
+            if block.bounds is not None:
+                bounds = [_chosen(each[at].tolist(), there) for each in block.bounds]
+            added: tuple[Sequence[Any], ...] = (
+                [self._step] * count,
+                *(_chosen(each, there) for each in block.places),
+                [block.quantity] * count,
+                _chosen(values, there),
+                *bounds,
+                [batch] * count,
+                [SOURCES[0]] * count,
+            )
+            for column, more in zip(columns.values(), added, strict=True):
+                column.extend(more)
+        return columns
+
+
+def _chosen(values: Sequence[Any], there: Sequence[int]) -> Sequence[Any]:
+    return values if len(values) == len(there) else [values[at] for at in there]
 
 
 def schema() -> dict[str, pl.DataType]:
@@ -169,8 +180,12 @@ def table(rows: Iterable[Row] = ()) -> pl.DataFrame:
     import polars as pl
 
     # By columns: a dictionary a row would take most of the time.
-    held = rows if isinstance(rows, Rows) else Rows.of(rows)
-    return sort(pl.DataFrame(held.columns, schema=schema()))
+    if isinstance(rows, Rows):
+        columns = rows.columns()
+    else:
+        rows = list(rows)
+        columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    return sort(pl.DataFrame(columns, schema=schema()))
 
 
 def sort(profile: pl.DataFrame) -> pl.DataFrame:

@@ -25,7 +25,7 @@ _STRETCH = 1 << 12
 
 
 class Vectors:
-    """Vectors of one size whose lengths are taken once, however many quantities ask for them."""
+    """Vectors of one size whose lengths and means are taken once, however many quantities ask for them."""
 
     def __init__(self, values: Tensor) -> None:
         """Hold vectors; nothing is computed yet.
@@ -36,6 +36,7 @@ class Vectors:
         self.values = values
         self._own: Tensor | None = None
         self._lengths: Tensor | None = None
+        self._means: Tensor | None = None
 
     def __getitem__(self, places: Place | tuple[Place, ...]) -> Vectors:
         """Select some of the vectors, with their lengths."""
@@ -44,10 +45,6 @@ class Vectors:
         some._own = None if self._own is None else self._own[places]
         return some
 
-    def __sub__(self, other: Vectors | Tensor) -> Tensor:
-        """Subtract entry by entry."""
-        return self.values - entries(other)
-
     @property
     def lengths(self) -> Tensor:
         """Euclidean norms, [...]; see `length`."""
@@ -55,6 +52,13 @@ class Vectors:
             self._own = _own_lengths(self.values)
             self._lengths = _total(self._own, self.values)
         return self._lengths
+
+    @property
+    def means(self) -> Tensor:
+        """Means of the entries, [...], of their dtype."""
+        if self._means is None:
+            self._means = self.values.mean(dim=-1)
+        return self._means
 
     @property
     def narrow(self) -> bool:
@@ -72,6 +76,18 @@ def length(vector: Tensor | Vectors) -> Tensor:
         [...], float64 (on devices that have none, the vector's own type).
     """
     return (vector if isinstance(vector, Vectors) else Vectors(vector)).lengths
+
+
+def mean(vector: Tensor | Vectors) -> Tensor:
+    """Mean over the last dimension.
+
+    Args:
+        vector: [..., n], of any floating type.
+
+    Returns:
+        [...], of the vector's type.
+    """
+    return (vector if isinstance(vector, Vectors) else Vectors(vector)).means
 
 
 def inner(one: Tensor | Vectors, other: Tensor | Vectors) -> Tensor:
@@ -121,17 +137,13 @@ def entries(vector: Tensor | Vectors) -> Tensor:
 
 
 def _stretches(vector: Tensor) -> list[Tensor]:
-    """Cut into [..., stretches, _STRETCH] and what is left, [..., 1, fewer]."""
+    """Cut into stretches, [..., stretches, entries]: those of full length, and what is left."""
     import torch
 
     size = vector.shape[-1]
     even = size - size % _STRETCH
-    pieces = []
-    if even:
-        pieces.append(torch.unflatten(vector[..., :even], -1, (-1, _STRETCH)))
-    if even < size:
-        pieces.append(vector[..., even:].unsqueeze(-2))
-    return pieces
+    left = [vector[..., even:].unsqueeze(-2)] if even < size else []
+    return [torch.unflatten(vector[..., :even], -1, (-1, _STRETCH)), *left] if even else left
 
 
 def _own_lengths(vector: Tensor) -> Tensor | None:
@@ -142,12 +154,12 @@ def _own_lengths(vector: Tensor) -> Tensor | None:
     """
     import torch
 
-    if vector.device.type != "cpu" or vector.dtype != torch.float32 or not vector.numel():
+    if vector.dtype != torch.float32 or vector.device.type != "cpu" or not vector.numel():
         return None
     norms = [torch.linalg.vector_norm(piece, dim=-1) for piece in _stretches(vector)]
     together = norms[0] if len(norms) == 1 else torch.cat(norms, dim=-1)
     lowest, highest = torch.aminmax(together)
-    return together if bool(lowest > _SAFE[0]) and bool(highest < _SAFE[1]) else None
+    return together if _SAFE[0] < lowest.item() and highest.item() < _SAFE[1] else None
 
 
 def _total(own: Tensor | None, vector: Tensor) -> Tensor:
@@ -165,8 +177,11 @@ def _narrow_products(one: Tensor, other: Tensor) -> Tensor:
     import torch
 
     pieces = zip(*(_stretches(each.detach()) for each in (one, other)), strict=True)
-    sums = [np.einsum("...i,...i->...", own.numpy(), others.numpy()) for own, others in pieces]
-    return torch.as_tensor(np.sum([np.sum(each, axis=-1, dtype=np.float64) for each in sums], axis=0))
+    # [..., stretches] each
+    sums = [
+        torch.as_tensor(np.einsum("...i,...i->...", own.numpy(), others.numpy())) for own, others in pieces
+    ]
+    return torch.cat(sums, dim=-1).sum(dim=-1, dtype=torch.float64)
 
 
 def _widest(vector: Tensor) -> torch.dtype:

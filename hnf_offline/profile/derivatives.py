@@ -13,6 +13,7 @@ from hnf_offline.linalg.extremes import Extremes
 from hnf_offline.linalg.hessian import Part
 from hnf_offline.linalg.stopping import ACCURACIES, StopRule
 from hnf_offline.linalg.vectors import length
+from hnf_offline.profile.comparisons import neighbours_of
 from hnf_offline.profile.directions import direction_rows
 from hnf_offline.profile.estimate import estimate_rows, is_estimable
 from hnf_offline.profile.forward import fetched
@@ -40,7 +41,6 @@ from hnf_offline.profile.spectra import (
 )
 from hnf_offline.profile.subject import Subject
 from hnf_offline.profile.suffix.calibration import Calibration
-from hnf_offline.profile.weight_rows import neighbours_of
 from hnf_offline.profile.whole import block_of_all, whole_hessian
 from hnf_offline.quantities.gradient_noise import GradientNoise
 from hnf_offline.quantities.registry import Quantity, computable

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hnf_offline.linalg.vectors import Vectors
@@ -16,11 +14,13 @@ from hnf_offline.profile.forward import fetched
 from hnf_offline.profile.snapshot import TOGETHER, Alike, Snapshot
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer
-from hnf_offline.table import Rows
+from hnf_offline.table import Block, Rows
 
 TIER = "weights"
 #: Paths, kinds and depths of layers.
 Places = tuple[list[str], list[str], list[int]]
+#: The whole model.
+MODEL: Places = [""], ["model"], [-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,10 @@ class Target:
 
     Attributes:
         rows: they are added to these.
-        step: of the checkpoint.
         batch: what the column `batch` says.
     """
 
     rows: Rows
-    step: int
     batch: str = ""
 
 
@@ -99,12 +97,12 @@ class Flats:
         """Give some checkpoints.
 
         Returns:
-            [checkpoints, parameters], of the dtype that they have.
+            [checkpoints, parameters], as they are: of large ones still where they were.
         """
         if len(self._flats) == 1:
             return self._flats[0][places]
         chosen = self._flats[places] if isinstance(places, slice) else [self._flats[at] for at in places]
-        return (chosen[0] if len(chosen) == 1 else torch.cat(chosen)).to(self._device)
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
 
 
 class Collected:
@@ -112,11 +110,11 @@ class Collected:
 
     def __init__(self) -> None:
         """Collect nothing yet."""
-        self._seen: list[tuple[Sequence[Target], Places, Quantity, Tensor]] = []
+        self._seen: list[tuple[Sequence[Target | None], Places, Quantity, Tensor]] = []
 
     def add(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[Target | None],
         layers: Sequence[Layer],
         offered: Mapping[str, Tensor | Vectors],
         needing: str = "",
@@ -124,7 +122,7 @@ class Collected:
         """Evaluate every quantity of the tier whose inputs are offered for some layers, and that needs one of them.
 
         Args:
-            targets: one a checkpoint.
+            targets: one a checkpoint; None for one that nobody asked for.
             layers: that the inputs are of.
             offered: [checkpoints, layers, ...] by name.
             needing: an input that the quantities must have.
@@ -140,14 +138,14 @@ class Collected:
         values = fetched([value for *_, value in self._seen])
         for (targets, places, entry, _), value in zip(self._seen, values, strict=True):
             if value.ndim == 2:
-                tell(targets, places, entry.name, value.numpy())
+                tell(targets, Block(places, entry.name, value.numpy()))
                 continue
             worst, heads = value.max(dim=-1) if entry.worst_head == "max" else value.min(dim=-1)
             # A head that is not finite leaves its layer without a value.
             worst = worst.where(value.isfinite().all(dim=-1), math.nan)
-            tell(targets, places, entry.name, worst.numpy())
+            tell(targets, Block(places, entry.name, worst.numpy()))
             named = heads.double().where(worst.isfinite(), math.nan)
-            tell(targets, places, f"{entry.name}_head", named.numpy())
+            tell(targets, Block(places, f"{entry.name}_head", named.numpy()))
 
 
 def places_of(layers: Sequence[Layer]) -> Places:
@@ -159,45 +157,13 @@ def places_of(layers: Sequence[Layer]) -> Places:
     return [one.path for one in layers], [one.kind for one in layers], [one.depth for one in layers]
 
 
-def tell(
-    targets: Sequence[Target],
-    places: Places,
-    quantity: str,
-    values: NDArray[np.float64],
-    bounds: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]] | None = None,
-) -> None:
+def tell(targets: Sequence[Target | None], block: Block) -> None:
     """Add a row a value that is finite.
 
     Args:
-        targets: one a checkpoint.
-        places: of the layers.
-        quantity: its name.
-        values: [checkpoints, layers].
-        bounds: lower ends, upper ends, and whether a value is certified, shaped alike; None where values are exact.
+        targets: one a checkpoint of the block; None for one that nobody asked for.
+        block: the values.
     """
-    finite = np.isfinite(values)
-    for at, (target, there) in enumerate(zip(targets, finite, strict=True)):
-        own, at_places = [values[at]], places
-        if bounds is not None:
-            own += [each[at] for each in bounds]
-        if not there.all():
-            kept = np.flatnonzero(there)
-            own = [each[kept] for each in own]
-            paths, kinds, depths = places
-            at_places = (
-                [paths[one] for one in kept],
-                [kinds[one] for one in kept],
-                [depths[one] for one in kept],
-            )
-        value, *bound = (each.tolist() for each in own)
-        low, high, certified = bound or (None, None, None)
-        target.rows.add(
-            target.step,
-            at_places,
-            quantity,
-            value,
-            low=low,
-            high=high,
-            certified=certified,
-            batch=target.batch,
-        )
+    for at, target in enumerate(targets):
+        if target is not None:
+            target.rows.add(block, at, target.batch)

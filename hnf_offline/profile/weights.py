@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from hnf_offline.errors import UserError
 from hnf_offline.linalg.hessian import Part
+from hnf_offline.profile.comparisons import occasion
 from hnf_offline.profile.gradients import moments_of
 from hnf_offline.profile.reading import load
 from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import Session, open_session, optimizer_of
 from hnf_offline.profile.settings import ProfileSettings, Progress
 from hnf_offline.profile.shards import content_hash, read_shard, settings_key, shard_path, write_shard
+from hnf_offline.profile.side_by_side import TIER
 from hnf_offline.profile.snapshot import TOGETHER, Snapshot, snapshot_of_parameters
-from hnf_offline.profile.weight_rows import TIER, occasion, occasion_rows
+from hnf_offline.profile.weight_rows import occasion_rows
 from hnf_offline.run.model.build import load_weights_into
 from hnf_offline.run.model.layers import Layer, kind_of
 from hnf_offline.run.records import Checkpoint, Run

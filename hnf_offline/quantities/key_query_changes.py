@@ -28,48 +28,62 @@ def increment_spectra(
 ) -> tuple[Tensor, Tensor]:
     """Compute singular values of dQ'K + Q'dK and of dQ'dK for every head.
 
-    With A = [s dQ; Q] and B = [K / s; dK] the first form is A'B, whatever s is; the one taken here makes the product of
-    the norms least. The squares of the singular values of A'B are the eigenvalues of L' (BB') L with AA' = LL', a
-    matrix of 2 d_head rows.
+    With A = [dQ; Q] and B = [K; dK] the first form is A'B, and the squares of its singular values are the eigenvalues
+    of L' (BB') L with AA' = LL', a matrix of 2 d_head rows. dQdQ' and dKdK' are blocks of AA' and BB'.
 
     Args:
-        query: [..., heads, d_head, width], float64, at the earlier checkpoint.
-        key: [..., heads, d_head, width].
-        query_change: [..., heads, d_head, width].
-        key_change: [..., heads, d_head, width].
+        query: [..., d_head, width], float64, at the earlier checkpoint; all that stands before is one head or another.
+        key: [..., d_head, width]; of heads that share one, 1 where the queries have several.
+        query_change: as `query`.
+        key_change: as `key`.
 
     Returns:
-        [..., heads, min(2 d_head, width)] and [..., heads, min(d_head, width)], descending; 0 where they are below what
-        the arithmetic resolves, about 1e-7 ||A||_F ||B||_F.
+        [..., min(2 d_head, width)] and [..., min(d_head, width)], descending; 0 where they are below what the
+        arithmetic resolves: of the second form about 1e-7 ||dQ||_F ||dK||_F, of the first one 1e-7 times the product of
+        the norms of [s dQ; Q] and [K / s; dK], s such that it is least.
 
     Source: Huang et al. 2026 (arXiv 2606.28116).
     """
     import torch
 
-    query_norm, key_norm, query_moved, key_moved = (
-        torch.linalg.matrix_norm(one, keepdim=True) for one in (query, key, query_change, key_change)
-    )
-    rest = torch.finfo(query.dtype).eps * query_norm * key_norm
-    scale = (query_norm * key_norm / (query_moved * key_moved).maximum(rest)).sqrt()
-    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
-    left = torch.cat([scale * query_change, query], dim=-2)
-    right = torch.cat([key / scale, key_change], dim=-2)
-    return _of_product(left, right), _of_product(query_change, key_change)
+    rows, width = query.shape[-2:]
+    left, right = torch.cat([query_change, query], dim=-2), torch.cat([key, key_change], dim=-2)
+    left_gram, right_gram = left @ left.mT, right @ right.mT
+    query_moved, query_size = (_size(part) for part in _blocks(left_gram, rows))
+    key_size, key_moved = (_size(part) for part in _blocks(right_gram, rows))
+    # For this s the norms of [s dQ; Q] and [K / s; dK], whose product is the same, are least; so is rounding then.
+    rest = torch.finfo(query.dtype).eps ** 2 * query_size * key_size
+    square = (query_size * key_size / (query_moved * key_moved).maximum(rest)).sqrt()
+    square = torch.where(square.isfinite() & (square > 0), square, 1.0)
+    left_size, right_size = square * query_moved + query_size, key_size / square + key_moved
+    of_each_row = torch.cat([left_size / square, left_size], dim=-1).repeat_interleave(rows, dim=-1)
+    second = _of_product(left_gram, right_gram, of_each_row, left_size * right_size, width)
+    moved = _blocks(left_gram, rows)[0], _blocks(right_gram, rows)[1]
+    third = _of_product(*moved, query_moved, query_moved * key_moved, width)
+    return second, third
 
 
-def _of_product(left: Tensor, right: Tensor) -> Tensor:
-    """Singular values of A'B, of A and B [..., rows, width]; in descending order."""
+def _blocks(gram: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The blocks on the diagonal, the first one of so many rows."""
+    return gram[..., :rows, :rows], gram[..., rows:, rows:]
+
+
+def _size(gram: Tensor) -> Tensor:
+    """Trace, [..., 1]."""
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+
+
+def _of_product(left_gram: Tensor, right_gram: Tensor, scale: Tensor, size: Tensor, width: int) -> Tensor:
+    """Singular values of A'B from AA' and BB', descending; `scale` and `size` are what AA' and the squares round to."""
     import torch
 
-    rows, width = left.shape[-2:]
-    left_gram, right_gram = left @ left.mT, right @ right.mT
-    size, other = (gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) for gram in (left_gram, right_gram))
-    rounding = rows * torch.finfo(left.dtype).eps
+    rounding = left_gram.shape[-1] * torch.finfo(left_gram.dtype).eps
     # So much more on the diagonal is within rounding, and makes dependent rows factorise as well.
-    more = rounding * size + torch.finfo(left.dtype).tiny
-    factor = torch.linalg.cholesky_ex(left_gram + torch.diag_embed(more.expand(*size.shape[:-1], rows))).L
+    definite = left_gram.clone()
+    definite.diagonal(dim1=-2, dim2=-1).add_(rounding * scale + torch.finfo(left_gram.dtype).tiny)
+    factor = torch.linalg.cholesky_ex(definite).L
     squares = torch.linalg.eigvalsh(factor.mT @ right_gram @ factor).flip(-1)[..., :width]
-    return torch.where(squares > 4 * rounding * size * other, squares, 0.0).sqrt()
+    return torch.where(squares > 4 * rounding * size, squares, 0.0).sqrt()
 
 
 def _norm(singular_values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.linalg.vectors import Vectors, cosine, length
+from hnf_offline.linalg.vectors import Vectors, cosine, entries, length
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def distance_from_first(weight: Tensor | Vectors, first: Tensor | Vectors) -> Te
     Returns:
         A scalar a layer.
     """
-    return length(weight - first) / length(first)
+    return length(entries(weight) - entries(first)) / length(first)
 
 
 @quantity(

@@ -25,7 +25,7 @@ _LAYERS = "every weight matrix"
 EXACT_DIMENSION = 1024
 #: Singular values of larger matrices, and the vectors that the sketch has beyond them.
 LEADING, OVERSAMPLING, POWER_STEPS = 64, 16, 3
-#: Entries of matrices of one size that are held in float64 before they are solved.
+#: Entries of matrices of one shape that are held in float64 and solved together.
 _HELD_ENTRIES = 1 << 22
 
 
@@ -93,7 +93,7 @@ def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[tuple[list
 
     A square of a singular value is off by about eps ||W||_2^2 min(m, n) at most, so singular values below
     1e-7 ||W||_2 are rounding. The leading ones of a large matrix are Ritz values of a randomised range after a few
-    power steps: never above the true ones. Gram matrices of one size are solved together.
+    power steps: never above the true ones. Matrices of one shape are solved together.
 
     Args:
         matrices: [rows, columns] or [several, rows, columns] each, finite, on one device.
@@ -108,37 +108,41 @@ def matrix_spectra(matrices: Sequence[Tensor], seed: int = 0) -> list[tuple[list
     shapes: dict[tuple[int, ...], list[int]] = {}
     for at, matrix in enumerate(matrices):
         shapes.setdefault((*matrix.shape[-2:], *matrix.shape[:-2]), []).append(at)
-    # Dimension -> places and solved pieces; Gram matrices and squared norms that wait to be solved.
+    # Dimension -> places, and their spectra.
     places: dict[int, list[int]] = {}
     solved: dict[int, list[MatrixSpectra]] = {}
-    waiting: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for (rows, columns, *_), own in shapes.items():
         dimension = min(rows, columns)
         places.setdefault(dimension, []).extend(own)
-        for held in _in_lots([matrices[at] for at in own]):
-            waits = waiting.setdefault(dimension, [])
-            waits.append(_gram(held.double(), seed))
-            if sum(gram.numel() for gram, _ in waits) >= _HELD_ENTRIES:
-                solved.setdefault(dimension, []).append(_solved(dimension, waiting.pop(dimension)))
-    for dimension, some in waiting.items():
-        solved.setdefault(dimension, []).append(_solved(dimension, some))
+        lots = _in_lots([matrices[at] for at in own])
+        solved.setdefault(dimension, []).extend(_solved(held, seed) for held in lots)
     return [(places[dimension], _joined(pieces)) for dimension, pieces in solved.items()]
 
 
 def _in_lots(matrices: Sequence[Tensor]) -> Iterator[Tensor]:
-    """[lot, rows, columns] each, of at most as many entries as are held at once, unless it is one matrix."""
+    """[lot, rows, columns] each, float64, of at most as many entries as are held at once, unless it is one matrix."""
     import torch
 
     rows, columns = matrices[0].shape[-2:]
     together = max(1, _HELD_ENTRIES // max(1, rows * columns))
     lot: list[Tensor] = []
     for matrix in matrices:
-        for piece in matrix.reshape(-1, rows, columns).split(together):
+        for piece in torch.split(matrix.reshape(-1, rows, columns), together):
             if lot and sum(map(len, lot)) + len(piece) > together:
-                yield torch.cat(lot)
+                yield _widened(lot)
                 lot = []
             lot.append(piece)
-    yield torch.cat(lot) if len(lot) > 1 else lot[0]
+    yield _widened(lot)
+
+
+def _widened(matrices: Sequence[Tensor]) -> Tensor:
+    """One behind another, in float64; in one pass."""
+    import torch
+
+    if len(matrices) == 1:
+        return matrices[0].double()
+    shape = sum(map(len, matrices)), *matrices[0].shape[1:]
+    return torch.cat(list(matrices), out=matrices[0].new_empty(shape, dtype=torch.float64))
 
 
 def _gram(matrices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -152,14 +156,16 @@ def _gram(matrices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return gram, gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
-def _solved(dimension: int, some: Sequence[tuple[Tensor, Tensor]]) -> MatrixSpectra:
+def _solved(matrices: Tensor, seed: int) -> MatrixSpectra:
+    """Spectra of [matrices, rows, columns] in float64."""
     import torch
 
-    squares = torch.linalg.eigvalsh(torch.cat([gram for gram, _ in some])).flip(-1).clamp_min(0)
+    dimension = min(matrices.shape[-2:])
+    gram, norms = _gram(matrices, seed)
+    squares = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
     squares = squares[:, :LEADING] if dimension > EXACT_DIMENSION else squares
-    norms = torch.cat([norm for _, norm in some]).unsqueeze(1)
     # One transfer from the device.
-    told = torch.cat([norms, squares], dim=1).cpu().numpy()
+    told = torch.cat([norms.unsqueeze(1), squares], dim=1).cpu().numpy()
     error = float(np.finfo(np.float64).eps) * dimension * told[:, 1]
     return MatrixSpectra(np.sqrt(told[:, 1:]), told[:, 0], dimension, error)
 

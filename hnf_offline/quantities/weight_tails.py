@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FEWEST_IN_TAIL = 10
 #: Lengths of the tail that are tried, from the fewest to all, evenly in their logarithm.
 MOST_TAILS = 100
+#: The tails are compared in so many pieces: short ones need not look at all eigenvalues.
+_PIECES = 4
 #: Numbers that the comparison of several spectra with their tails may hold at once.
 _COMPARED_TOGETHER = 1 << 16
 
@@ -86,25 +88,27 @@ def _fitted_tails(logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     alphas = 1 + lengths / np.where(spread > 0, spread, np.nan)
     # Half the digits are enough to tell which k is best.
     levels, exponents = (logs - logs[:, :1]).astype(np.float32), (1 - alphas).astype(np.float32)
-    together = max(1, _COMPARED_TOGETHER // tails.reached.size)
-    distances = np.concatenate([
-        _distances(levels[first : first + together], exponents[first : first + together], tails)
-        for first in range(0, len(logs), together)
-    ])
+    distances = np.empty_like(exponents)
+    for some in np.array_split(np.arange(lengths.size), _PIECES):
+        together = max(1, _COMPARED_TOGETHER // max(1, some.size * lengths[some].max(initial=0)))
+        for first in range(0, len(logs), together):
+            own = slice(first, first + together)
+            distances[own, some] = _distances(levels[own], exponents[own][:, some], tails, some)
     best = np.argmin(np.where(np.isnan(alphas), np.inf, distances), axis=-1)
     alpha = np.take_along_axis(alphas, best[:, None], axis=-1)[:, 0]
     return alpha, 1.96 * (alpha - 1) / np.sqrt(lengths[best])
 
 
 def _distances(
-    levels: NDArray[np.float32], exponents: NDArray[np.float32], tails: _Tails
+    levels: NDArray[np.float32], exponents: NDArray[np.float32], tails: _Tails, some: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Kolmogorov-Smirnov distances of [matrices, tails] to their power laws."""
+    """Kolmogorov-Smirnov distances of [matrices, some tails] to their power laws."""
+    longest = tails.last[some].max() + 1
     # The share that the law puts above each eigenvalue; 1, as the tail's own, of those beyond the tail.
-    law = levels[:, None, :] - levels[:, tails.last][..., None]
+    law = levels[:, None, :longest] - levels[:, tails.last[some], None]
     law *= exponents[..., None]
     np.exp(np.minimum(law, 0.0, out=law), out=law)
-    apart = tails.reached - law
-    np.maximum(apart, np.subtract(law, tails.above, out=law), out=apart)
+    apart = tails.reached[some, :longest] - law
+    np.maximum(apart, np.subtract(law, tails.above[some, :longest], out=law), out=apart)
     distance: NDArray[np.float32] = apart.max(axis=-1)
     return distance

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.linalg.vectors import Vectors, entries, length
+from hnf_offline.linalg.vectors import Vectors, entries, length, mean
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def weight_mean(weight: Tensor | Vectors) -> Tensor:
     Returns:
         A scalar a layer.
     """
-    return entries(weight).mean(dim=-1)
+    return mean(weight)
 
 
 @quantity(
@@ -88,21 +88,23 @@ def weight_deviation(centred_weight: Tensor | Vectors) -> Tensor:
     reading="0 for a normal distribution; a rise means that few parameters grow while most do not.",
     cannot="A single parameter can make all of it.",
 )
-def weight_excess_kurtosis(centred_weight: Tensor | Vectors) -> Tensor:
+def weight_excess_kurtosis(centred_weight: Tensor | Vectors, sorted_weight: Tensor) -> Tensor:
     """Excess kurtosis of the parameters.
 
     Returns:
         A scalar a layer, NaN where all parameters are equal.
     """
-    centred = entries(centred_weight)
-    lowest, highest = centred.amin(dim=-1, keepdim=True), centred.amax(dim=-1, keepdim=True)
-    # In units of the range, as a fourth power leaves that of a float32 at 1e10 and at 1e-10. Where there is no range
-    # this is 0 / 0; the mean of equal numbers need not be one of them.
-    width = highest - lowest
-    squares = (centred / width).square_()
-    second = (length(centred_weight) / width.squeeze(-1)).square() / centred.shape[-1]
-    fourth = length(squares).square() / centred.shape[-1]
-    return (fourth / second.square() - 3).masked_fill((highest == lowest).squeeze(-1), float("nan"))
+    centred = centred_weight if isinstance(centred_weight, Vectors) else Vectors(centred_weight)
+    size = centred.values.shape[-1]
+    width = sorted_weight[..., -1] - sorted_weight[..., 0]
+    if centred.narrow:
+        second, fourth = centred.lengths.square() / size, length(centred.values.square()).square() / size
+    else:
+        # In units of the range, as a fourth power leaves that of a float32 at 1e10 and at 1e-10.
+        squares = (centred.values / width.unsqueeze(-1)).square_()
+        second, fourth = (centred.lengths / width).square() / size, length(squares).square() / size
+    # Where there is no range; the mean of equal numbers need not be one of them.
+    return (fourth / second.square() - 3).masked_fill(width == 0, float("nan"))
 
 
 def _quantile(sorted_weight: Tensor, share: float) -> Tensor:
@@ -241,4 +243,4 @@ def distance_to_neighbour(weight: Tensor | Vectors, neighbour: Tensor | Vectors)
     Returns:
         A scalar a layer between 0 and sqrt(2).
     """
-    return length(weight - neighbour) / length(weight).hypot(length(neighbour))
+    return length(entries(weight) - entries(neighbour)) / length(weight).hypot(length(neighbour))

@@ -16,10 +16,11 @@ from torch import nn
 from hnf_offline.linalg.hessian import Part
 from hnf_offline.profile import snapshot
 from hnf_offline.profile import weights as profile_weights
+from hnf_offline.profile.comparisons import neighbours_of, occasion
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.profile.snapshot import snapshot_of_parameters
-from hnf_offline.profile.weight_rows import alone_rows, neighbours_of, occasion, occasion_rows
+from hnf_offline.profile.weight_rows import alone_rows, occasion_rows
 from hnf_offline.profile.weights import heads_of, measure_weights
 from hnf_offline.quantities import catalogue
 from hnf_offline.run import open_run
