@@ -18,6 +18,7 @@ from hnf_offline.linalg.stopping import ACCURACIES
 from hnf_offline.linalg.trace import FEWEST_PRODUCTS
 from hnf_offline.profile.batch import ReplayBatch, choose_rows
 from hnf_offline.profile.devices import choose_device, device_names
+from hnf_offline.profile.heap import keep_freed_memory
 from hnf_offline.profile.memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.shards import content_hash
@@ -115,6 +116,7 @@ def open_session(
     Raises:
         UsageError: if `--layers` matches nothing.
     """
+    keep_freed_memory()
     source = run.model
     if model_factory is not None:
         source = ModelSource("factory", {} if source is None else source.config, factory=model_factory)
