@@ -1,0 +1,46 @@
+"""Memory that was freed stays with the process: the same tensor made again touches no new page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hnf_offline.profile.heap import keep_freed_memory
+
+_COUNT = """
+import resource
+import sys
+
+import torch
+
+from hnf_offline.profile.heap import keep_freed_memory
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else True
+
+
+def faults() -> int:
+    for _ in range(3):
+        torch.ones(1 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(1 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+print(int(kept), faults())
+"""
+
+
+def _faults(how: str) -> int:
+    """New pages that ten tensors of 4 MiB took, one after another."""
+    done = subprocess.run([sys.executable, "-c", _COUNT, how], capture_output=True, text=True, check=True)
+    kept, faults = map(int, done.stdout.split())
+    assert kept
+    return faults
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="not the GNU C library")
+def test_a_tensor_made_again_takes_no_new_pages() -> None:
+    assert _faults("keep") < 1024 < _faults("leave")
