@@ -96,6 +96,41 @@ def test_increments_of_queries_and_keys_are_those_of_each_head(tiny: Path, tmp_p
     assert one(table, 8, layer, "increment.qk3_norm")["value"] == pytest.approx(third.max().item(), rel=1e-4)
 
 
+def test_heads_that_share_a_key_are_measured_with_it() -> None:
+    heads, keys, size, width = 6, 2, 3, 10
+    layers = tuple(
+        Layer(f"attention.{kind[0]}_proj", kind, 1, (Part(f"{kind}.weight", (count * size, width)),))
+        for kind, count in (("query", heads), ("key", keys))
+    )
+    weights = [
+        {
+            "query.weight": torch.randn(heads * size, width, generator=torch.Generator().manual_seed(seed)),
+            "key.weight": torch.randn(keys * size, width, generator=torch.Generator().manual_seed(9 + seed)),
+        }
+        for seed in range(2)
+    ]
+    before, now = (
+        snapshot_of_parameters(step, layers, own, heads={"attention.q_proj": (heads, keys)})
+        for step, own in enumerate(weights)
+    )
+    (rows,) = occasion_rows([occasion(now, [before])], torch.device("cpu"))
+    found = {row.quantity: row.value for row in rows}
+    (query, key), (later_query, later_key) = (
+        (
+            own["query.weight"].double().reshape(heads, size, width),
+            own["key.weight"].double().reshape(keys, size, width).repeat_interleave(heads // keys, 0),
+        )
+        for own in weights
+    )
+    moved = (later_query - query).mT @ key + query.mT @ (later_key - key)
+    norms = moved.flatten(1).norm(dim=1)
+    assert found["increment.qk2_norm"] == pytest.approx(norms.max().item(), rel=1e-6)
+    assert found["increment.qk2_norm_head"] == int(norms.argmax())
+    third = ((later_query - query).mT @ (later_key - key)).flatten(1).norm(dim=1)
+    assert found["increment.qk3_norm"] == pytest.approx(third.max().item(), rel=1e-6)
+    assert found["increment.qk3_norm_head"] == int(third.argmax())
+
+
 def test_moments_of_two_checkpoints_are_compared(tiny: Path, tmp_path: Path) -> None:
     table = measure_weights(open_run(tiny), WEIGHTS, tmp_path / "out").table
     cosines = table.filter(pl.col("quantity") == "gradient.moment_cosine")

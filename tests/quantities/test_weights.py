@@ -250,6 +250,26 @@ def test_the_tail_exponent_finds_a_planted_power_law(alpha: float) -> None:
     assert found.value == pytest.approx(alpha, rel=0.05) and found.low < alpha < found.high
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(20, 20), (40, 30), (64, 64), (150, 130)])
+def test_the_tail_that_fits_best_is_that_of_a_search_through_all_distances(rows: int, columns: int) -> None:
+    matrices = [drawn(rows, columns, seed=seed) @ torch.diag(torch.linspace(0.1, 1, columns).double() ** seed)
+                for seed in range(6)]  # fmt: skip
+    ((_, spectra),) = matrix_spectra(matrices)
+    found = tail_exponent(spectra)
+    for at, values in enumerate(spectra.values):
+        squares = values**2
+        best, alphas = math.inf, math.nan
+        for count in np.unique(np.geomspace(10, len(squares), 100).round().astype(int)):
+            tail = squares[:count][::-1]
+            alpha = 1 + count / np.log(tail / tail[0]).sum()
+            law = 1 - (tail / tail[0]) ** (1 - alpha)
+            steps = np.arange(count + 1) / count
+            distance = max(np.abs(law - steps[1:]).max(), np.abs(law - steps[:-1]).max())
+            if distance < best:
+                best, alphas = distance, alpha
+        assert found.value[at] == pytest.approx(alphas, rel=1e-5)
+
+
 def test_a_random_matrix_has_a_lighter_tail_than_a_heavy_one() -> None:
     light = tail_exponent(matrix_spectrum(drawn(200, 100)))
     heavy = tail_exponent(matrix_spectrum(with_singular_values(np.arange(1, 101) ** -1.0, 200, 100)))
