@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from hnf_offline.cli import app
+from hnf_offline.cli.common import COMMON, NOT_TAKEN
 
 _PAGE = """# Commands
 
@@ -19,6 +20,18 @@ Written by `python -m docs.generate` from the help of the program; `hnf VERB --h
 and warnings to stderr. What is written, and where, is in [What is written](output.md).
 
 {verbs}
+
+## Options that verbs have in common
+
+The same name means the same everywhere, on what the verb works on: `--steps` and `--every` choose checkpoints, rows of
+a log (`hnf spikes`) or scalars (`hnf export`); `hnf zoom` and `hnf whatif` retrain the steps that `--steps A:B` names
+and measure every N-th. `--plan` prints what would be done, and does nothing.
+
+{common}
+
+Where a verb does without one, the error line says why:
+
+{reasons}
 
 ## Exit codes
 
@@ -65,9 +78,31 @@ def commands_page() -> str:
     ]
     return _PAGE.format(
         verbs="\n".join(["| verb | what it does |", "|---|---|", *lines]),
+        common=_common(names, verbs),
+        reasons=_reasons(),
         environment="\n".join(_environment(verbs)),
         sections="\n\n".join(_section(name, verb, whole) for name, verb in zip(names, verbs, strict=True)),
     )
+
+
+def _common(names: list[str], verbs: list[Any]) -> str:
+    taken = [{option for one in verb.params for option in one.opts} for verb in verbs]
+    head = ("", *(f"`{option}`" for option in COMMON))
+    rows = [
+        (f"`hnf {name}`", *("✓" if option in its else "" for option in COMMON))
+        for name, its in zip(names, taken, strict=True)
+    ]
+    return _table(head, rows)
+
+
+def _reasons() -> str:
+    lines = []
+    for verb, said in NOT_TAKEN.items():
+        grouped: dict[str, list[str]] = {}
+        for option, reason in said.items():
+            grouped.setdefault(reason, []).append(f"`{option}`")
+        lines += [f"- `hnf {verb}`, {', '.join(options)}: {reason}." for reason, options in grouped.items()]
+    return "\n".join(lines)
 
 
 def _section(name: str, verb: Any, whole: Any) -> str:

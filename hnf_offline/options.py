@@ -196,13 +196,6 @@ Model = Annotated[
         "--model", metavar="PKG.MOD:FN", help="Function that builds the model; it is imported and called."
     ),
 ]
-From = Annotated[
-    int,
-    typer.Option("--from", metavar="STEP", min=0, help="Checkpoint to retrain from.", show_default=False),
-]
-To = Annotated[
-    int, typer.Option("--to", metavar="STEP", min=1, help="Last step to retrain.", show_default=False)
-]
 Twins = Annotated[
     int,
     typer.Option(

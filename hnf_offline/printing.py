@@ -90,6 +90,44 @@ def plan_text(told: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])
 
 
+def check_plan_text(told: Mapping[str, Any]) -> str:
+    """Spell what `hnf check` would look at.
+
+    Returns:
+        What would be read and replayed, the checks by what they take, and those that would not be made.
+    """
+    steps, replayed = told["steps"], told["replayed"]
+    where = f" of steps {steps[0]} to {steps[1]}" if steps else ""
+    lines = [f"{printable(told['run'])}: {_counted(told['checkpoints'], 'checkpoint')}{where}"]
+    if told["read_bytes"]:
+        size = told["read_bytes"]
+        shown = f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{size / 2**10:,.0f} KiB"
+        lines.append(f"  read: {shown} of weights and optimizer states, one checkpoint at a time")
+    if replayed:
+        lines.append(
+            f"  replay: checkpoints {', '.join(map(str, replayed))} on the batches of the steps next to them, or fewer "
+            "where the model is large"
+        )
+    costs = {
+        "cheap": "from names, headers, JSON and the log",
+        "first": "from the first checkpoint",
+        "weights": "from every tensor",
+        "replay": "from replays",
+    }
+    for cost, words in costs.items():
+        made = [one for one in told["checks"] if one["cost"] == cost and not one["skipped_because"]]
+        if made:
+            lines.append(f"  {words}:")
+            size = max(len(one["name"]) for one in made)
+            lines += [f"    {one['name']:<{size}}  {one['looks_for']}" for one in made]
+    reasons: dict[str, list[str]] = {}
+    for one in told["checks"]:
+        if one["skipped_because"]:
+            reasons.setdefault(one["skipped_because"], []).append(one["name"])
+    lines += [f"  not checked: {', '.join(names)} ({reason})" for reason, names in reasons.items()]
+    return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])
+
+
 def fields_text(told: Mapping[str, Any]) -> str:
     """Spell a plan that is a mapping of fields, one a line; seconds and bytes in units a reader knows.
 

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hnf_offline.check.examine import cheap_checks, check_run
-    from hnf_offline.check.replay import log_shift, replayed_losses
+    from hnf_offline.check.planning import plan_check
+    from hnf_offline.check.replay import log_shift, replayed_losses, with_rows
 
 _HOMES = {
     "cheap_checks": "hnf_offline.check.examine",
     "check_run": "hnf_offline.check.examine",
+    "plan_check": "hnf_offline.check.planning",
+    "with_rows": "hnf_offline.check.replay",
     "log_shift": "hnf_offline.check.replay",
     "replayed_losses": "hnf_offline.check.replay",
 }
 
-__all__ = ["cheap_checks", "check_run", "log_shift", "replayed_losses"]
+__all__ = ["cheap_checks", "check_run", "log_shift", "plan_check", "replayed_losses", "with_rows"]
 
 
 def __getattr__(name: str) -> Any:

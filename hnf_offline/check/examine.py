@@ -20,6 +20,8 @@ from hnf_offline.strict_json import plain
 if TYPE_CHECKING:
     from hnf_offline.profile.settings import Progress
 
+#: Why a check was not made.
+CHEAP_ALONE = "only cheap checks were asked for"
 SEVERITIES = ("danger", "warning", "info")
 
 #: A fault of the first kind makes those of the others at the same checkpoint mere consequences.
@@ -127,6 +129,7 @@ def check_run(
     every: int = 1,
     model: str | None = None,
     device: str = "auto",
+    forward: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Examination:
     """Run the checks.
@@ -140,31 +143,23 @@ def check_run(
         every: look at every n-th checkpoint.
         model: `package.module:function` that builds the model, None where the run says.
         device: where to replay.
+        forward: whether the model is run at all.
         on_progress: called after every checkpoint that was read.
 
     Returns:
         What was looked at, and what is wrong.
     """
-    chosen = [
-        one
-        for one in run.checkpoints
-        if (first is None or one.step >= first) and (last is None or one.step <= last)
-    ][::every]
-    run = replace(run, checkpoints=tuple(chosen))
-    series = Series(run, settings=_settings(run, cheap=cheap), model=model, device=device)
+    run = chosen(run, first, last, every)
+    series = Series(run, settings=_settings(run, cheap=cheap), model=model, device=device, forward=forward)
     if not cheap:
         series = _read(series, on_progress)
-        from hnf_offline.check.replay import replay
-
-        series = replace(
-            series, replays=replay(series.run, model, device, on_progress) if chosen else Replays()
-        )
+        series = replace(series, replays=_replays(series, on_progress) if run.checkpoints else Replays())
     told: list[Checked] = []
     faults: list[Fault] = []
     covered: dict[Fault, tuple[int, ...]] = {}
     for check in checks():
         if cheap and check.cost != "cheap" and not (initial and check.cost == "first"):
-            outcome = Outcome(skipped_because="only cheap checks were asked for")
+            outcome = Outcome(skipped_because=CHEAP_ALONE)
         elif check.cost == "replay" and series.replays is None:
             outcome = Outcome(skipped_because="nothing was replayed")
         else:
@@ -172,7 +167,23 @@ def check_run(
         told.append(Checked(check.name, check.cost, outcome.looked_at, outcome.skipped_because))
         faults += outcome.faults
         covered |= outcome.covered
-    return Examination(run.name, str(run.path), len(chosen), tuple(told), ordered(told_once(faults, covered)))
+    return Examination(
+        run.name, str(run.path), len(run.checkpoints), tuple(told), ordered(told_once(faults, covered))
+    )
+
+
+def chosen(run: Run, first: int | None, last: int | None, every: int) -> Run:
+    """Leave only the checkpoints that are looked at.
+
+    Returns:
+        The run with every n-th of its checkpoints within the steps.
+    """
+    inside = [
+        one
+        for one in run.checkpoints
+        if (first is None or one.step >= first) and (last is None or one.step <= last)
+    ]
+    return replace(run, checkpoints=tuple(inside[::every]))
 
 
 def told_once(faults: Iterable[Fault], covered: Mapping[Fault, tuple[int, ...]]) -> list[Fault]:
@@ -219,6 +230,14 @@ def ordered(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     return tuple(
         sorted(faults, key=lambda one: (SEVERITIES.index(one.severity), -1 if one.step is None else one.step))
     )
+
+
+def _replays(series: Series, on_progress: Callable[[Progress], None] | None) -> Replays:
+    from hnf_offline.check.replay import WEIGHTS_ALONE, replay
+
+    if not series.forward:
+        return Replays(skipped_because=WEIGHTS_ALONE)
+    return replay(series.run, series.model, series.device, on_progress)
 
 
 def _look(check: Check, series: Series) -> Outcome:

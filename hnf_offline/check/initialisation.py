@@ -28,6 +28,7 @@ def look(series: Series) -> Outcome:
     from hnf_offline.check.initial_remarks import SMALLER_HEAD, Remark, wide_head
     from hnf_offline.check.initial_replay import first_pass
     from hnf_offline.check.initial_tensors import initial_tensors
+    from hnf_offline.check.replay import WEIGHTS_ALONE
     from hnf_offline.run.formats import load_weights
 
     if not series.run.checkpoints:
@@ -54,7 +55,11 @@ def look(series: Series) -> Outcome:
         )
     settings = series.settings.get(first.step) or _settings(series)
     remarks, looks = judge(tensors, settings, drift)
-    replayed = first_pass(series.run, first, weights, series.model, series.device)
+    replayed = (
+        first_pass(series.run, first, weights, series.model, series.device)
+        if series.forward
+        else WEIGHTS_ALONE
+    )
     because, head = "", wide_head(tensors)
     if isinstance(replayed, str):
         because = f"the first loss and the growth over depth: {replayed}"

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnf_offline.check.series import Replays
 from hnf_offline.errors import UserError
 from hnf_offline.profile.settings import Progress
+from hnf_offline.run.batches import describe
 from hnf_offline.run.records import Batches, Checkpoint, Run
 
 if TYPE_CHECKING:
     from hnf_offline.profile.session import Session
 
+#: Why nothing is replayed.
+WEIGHTS_ALONE = "only what weights show was asked for"
 #: Checkpoints that are replayed, spread over the run.
 MOST = 6
 #: Operations that all forward passes together may take: some minutes of a processor, some of a GPU.
@@ -46,17 +51,9 @@ def replay(
     Returns:
         Losses by checkpoint and step of the batch, or why there are none.
     """
-    if run.batches is None:
-        return Replays(skipped_because="the run has no batches")
-    if run.model is None and model is None:
-        return Replays(skipped_because="the run does not say how to build its model")
-    if run.log is None:
-        return Replays(skipped_because="the run has no log")
-    if all(checkpoint.adapter for checkpoint in run.checkpoints) and not _on_its_base(run, model):
-        return Replays(skipped_because="its checkpoints are adapters, which cannot be run alone")
-    chosen = _chosen(run, adapters=_on_its_base(run, model))
-    if not chosen:
-        return Replays(skipped_because="which rows were the batch of a step is not known")
+    chosen, because = replayable(run, model)
+    if run.batches is None or not chosen:
+        return Replays(skipped_because=because)
     from hnf_offline.profile.session import open_session
     from hnf_offline.profile.settings import ProfileSettings
 
@@ -71,7 +68,56 @@ def replay(
         return Replays(
             skipped_because=f"its model and batches are too large to be replayed on {session.device.type} as a check"
         )
-    return replayed_losses(run, session, _spread(chosen, affordable), on_progress)
+    return replayed_losses(run, session, _spread(list(chosen), affordable), on_progress)
+
+
+def replayable(run: Run, model: str | None) -> tuple[tuple[Checkpoint, ...], str]:
+    """Choose the checkpoints that can be replayed against the log, as far as names and headers tell.
+
+    Args:
+        run: the run.
+        model: `package.module:function` that builds the model, None where the run says.
+
+    Returns:
+        A few checkpoints, spread over the run, and why there are none.
+    """
+    if run.batches is None:
+        return (), "the run has no batches"
+    if run.model is None and model is None:
+        return (), "the run does not say how to build its model"
+    if run.log is None:
+        return (), "the run has no log"
+    adapters = _on_its_base(run, model)
+    if all(checkpoint.adapter for checkpoint in run.checkpoints) and not adapters:
+        return (), "its checkpoints are adapters, which cannot be run alone"
+    chosen = _chosen(run, adapters=adapters)
+    return tuple(chosen), "" if chosen else "which rows were the batch of a step is not known"
+
+
+def with_rows(run: Run, file: Path) -> Run:
+    """Put other batches in the place of a run's own.
+
+    Which step a row was trained at is read as of the run's own: what the file says, or as many rows for every step.
+
+    Args:
+        run: the run.
+        file: token rows, .safetensors or .npz.
+
+    Returns:
+        The run with them.
+
+    Raises:
+        InputError: if the file holds no rows.
+    """
+    logged = [] if run.log is None else run.log.rows["step"].to_list()
+    batches = describe(
+        file,
+        last_steps=[*logged[-1:], *(checkpoint.step for checkpoint in run.checkpoints[-1:])],
+        first_logged_step=logged[0] if logged else None,
+    )
+    return replace(
+        run, batches=batches, missing=tuple(one for one in run.missing if one.what != "no batches")
+    )
 
 
 def replayed_losses(

@@ -122,6 +122,7 @@ class Series:
         replays: None where nothing was to be replayed.
         model: `package.module:function` that builds the model, None where the run says.
         device: where to replay.
+        forward: whether the model is run at all.
     """
 
     run: Run
@@ -131,6 +132,7 @@ class Series:
     replays: Replays | None = None
     model: str | None = None
     device: str = "auto"
+    forward: bool = True
 
     def relative(self, path: Path | None) -> str:
         """Spell a path relative to the run.

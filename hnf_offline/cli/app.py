@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from hnf_offline.cli.common import why_not
 
 app = typer.Typer(
     name="hnf",
@@ -16,13 +19,34 @@ app = typer.Typer(
 )
 
 
+class Verb(TyperCommand):
+    """A verb; of an option that others have and it has not, it says why."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was typed.
+
+        Returns:
+            What is left over.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None)
+            reason = why_not(str(ctx.info_name), option) if isinstance(option, str) else ""
+            if reason and type(error).__name__ == "NoSuchOption":
+                # What is spelled nearly like it is of no use to whoever means this one.
+                error.possibilities = None  # type: ignore[attr-defined]
+                error.message = f"No such option {option}: {reason}."  # type: ignore[attr-defined]
+            raise
+
+
 def verb(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a verb with runnable examples at the end of its help.
 
     Returns:
         A decorator that leaves the function as it is.
     """
-    return app.command(epilog="\b\nExample:\n" + "\n".join(f"  {example}" for example in examples))
+    return app.command(cls=Verb, epilog="\b\nExample:\n" + "\n".join(f"  {example}" for example in examples))
 
 
 def _print_version(asked: bool) -> None:

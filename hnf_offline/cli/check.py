@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hnf_offline.cli.app import verb
-from hnf_offline.errors import InputError
+from hnf_offline.cli.results import options_text, told_options
+from hnf_offline.errors import InputError, UsageError, spelled
 from hnf_offline.options import (
     Column,
     Device,
@@ -22,9 +26,10 @@ from hnf_offline.options import (
     one_device,
     step_range,
 )
-from hnf_offline.origin import asked_by_run
+from hnf_offline.origin import asked_by_run, choices
+from hnf_offline.output import relative
 from hnf_offline.pipeline import open_input
-from hnf_offline.printing import emit, emit_json, terminal
+from hnf_offline.printing import check_plan_text, emit, emit_json, terminal
 from hnf_offline.progress import Reporter
 
 Cheap = Annotated[
@@ -33,8 +38,35 @@ Cheap = Annotated[
 ]
 
 
+class CheckTier(StrEnum):
+    """How much `hnf check` does, in the words of the tiers of a profile."""
+
+    weights = "weights"
+    forward = "forward"
+
+
+Tier = Annotated[
+    CheckTier,
+    typer.Option(
+        "--tier", help="weights: read every tensor, run no model; forward: also replay a few checkpoints."
+    ),
+]
+Rows = Annotated[
+    Path | None,
+    typer.Option(
+        "--replay",
+        metavar="FILE",
+        help="Replay these rows against the log; its array steps says of which step each is (.safetensors, .npz).",
+    ),
+]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Print what would be checked; read no tensor, replay nothing.")
+]
+
+
 @verb(
     "hnf check runs/gpt-small",
+    "hnf check runs/gpt-small --plan",
     "hnf check runs/gpt-small --cheap --json",
     "hnf check runs/gpt-small --steps 1000:",
 )
@@ -42,6 +74,7 @@ def check(
     context: typer.Context,
     run_path: RunPath,
     cheap: Cheap = False,
+    tier: Tier = CheckTier.forward,
     steps: Steps = None,
     every: Every = 1,
     manifest: Manifest = None,
@@ -49,6 +82,8 @@ def check(
     no_mmap: NoMemoryMap = False,
     model: Model = None,
     device: Device = "auto",
+    replay: Rows = None,
+    plan: Plan = False,
     quiet: Silent = False,
     as_json: Json = False,
 ) -> None:
@@ -61,20 +96,43 @@ def check(
     Exit code 1 where something is wrong.
     """
     first, last = step_range(steps)
+    if replay is not None and (cheap or tier is CheckTier.weights):
+        raise UsageError(
+            f"--replay is not read by {'--cheap' if cheap else '--tier weights'}",
+            remedy="leave out one of them",
+        )
+    if replay is not None and not replay.is_file():
+        raise InputError(
+            "no such file", path=replay, remedy="--replay takes a .safetensors or .npz of tokens"
+        )
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     # A sound series is one that was looked at whole: of run.toml only the device counts.
-    device = asked_by_run(context, run.said, without=("steps", "every")).get("device", device)
+    from_run = asked_by_run(context, run.said, without=("steps", "every", "tier", "replay"))
+    device = one_device(from_run.get("device", device))
     if run.checkpoints and not any(
         (first is None or one.step >= first) and (last is None or one.step <= last) for one in run.checkpoints
     ):
         raise InputError(
             "no checkpoint lies in the steps asked for", path=run.path, remedy="widen --steps A:B"
         )
-    from hnf_offline.check import check_run
+    from hnf_offline.check import check_run, plan_check, with_rows
 
+    run = run if replay is None else with_rows(run, replay)
+    forward = tier is CheckTier.forward
+    if plan:
+        planned = plan_check(
+            run, cheap=cheap, forward=forward, first=first, last=last, every=every, model=model
+        )
+        described = {"run": run.name, "path": spelled(relative(run.path)), **asdict(planned)}
+        options = choices(context, run, from_run)
+        if as_json:
+            emit_json({"schema": 1, "plans": [described], "options": told_options(options)})
+        else:
+            emit("\n\n".join([check_plan_text(described), *options_text(options)]))
+        return
     with Reporter("check", "weights", quiet=quiet) as tell:
         done = check_run(
-            run, cheap=cheap, first=first, last=last, every=every, model=model, device=one_device(device),
+            run, cheap=cheap, first=first, last=last, every=every, model=model, device=device, forward=forward,
             on_progress=tell,
         )  # fmt: skip
     if not any(one.looked_at for one in done.checks):

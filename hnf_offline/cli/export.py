@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hnf_offline.cli.app import verb
-from hnf_offline.options import Json, Out, Quiet
+from hnf_offline.options import Json, Out, Quiet, step_range
 from hnf_offline.output import relative
 from hnf_offline.printing import emit, emit_json
 
@@ -39,6 +39,16 @@ def export(
         str,
         typer.Option("--layers", metavar="GLOB", help="Layers to export; the whole model is always there."),
     ] = "*",
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="A:B", help="Only scalars and alarms from step A to B."),
+    ] = None,
+    every: Annotated[
+        int, typer.Option("--every", metavar="N", min=1, help="Scalars of every N-th measured step only.")
+    ] = 1,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be written, and where; write nothing.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -48,20 +58,24 @@ def export(
     """
     from hnf_offline.export import export as write
 
-    folder, exported = write(report, to.value, out, quantities=quantity, layers=layers)
-    tags, steps = exported.scalars["tag"].n_unique(), exported.scalars["step"].n_unique()
+    first, last = step_range(steps)
+    folder, exported = write(
+        report, to.value, out, quantities=quantity, layers=layers, first=first, last=last, every=every,
+        write=not plan,
+    )  # fmt: skip
+    tags, measured = exported.scalars["tag"].n_unique(), exported.scalars["step"].n_unique()
     if as_json:
-        return emit_json({
-            "schema": 1,
+        told = {
             "export": str(relative(folder)),
             "to": to.value,
             "tags": tags,
-            "steps": steps,
+            "steps": measured,
             "scalars": exported.scalars.height,
             "alarms": len(exported.texts),
-        })
+        }
+        return emit_json({"schema": 1, "plans": [told]} if plan else {"schema": 1, **told})
     if not quiet:
         emit(
-            f"{exported.scalars.height:,} scalars of {tags} tags at {steps} steps, {len(exported.texts)} alarms"
+            f"{exported.scalars.height:,} scalars of {tags} tags at {measured} steps, {len(exported.texts)} alarms"
         )
-    return emit(str(relative(folder)))
+    return emit(f"would be written: {relative(folder)}" if plan else str(relative(folder)))

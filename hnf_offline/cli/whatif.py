@@ -38,6 +38,7 @@ from hnf_offline.options import (
     Twins,
     one_device,
     profile_settings,
+    step_range,
 )
 from hnf_offline.origin import asked_by_run, choices
 from hnf_offline.output import relative
@@ -58,7 +59,12 @@ SomeRun = Annotated[
 SomeStart = Annotated[
     int | None, typer.Option("--from", metavar="STEP", min=0, help="Checkpoint to retrain from.")
 ]
-Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps to retrain.")]
+Steps = Annotated[
+    str,
+    typer.Option(
+        "--steps", metavar="N|A:B", help="How many steps to retrain, or from which checkpoint to which step."
+    ),
+]
 EverySteps = Annotated[
     int | None,
     typer.Option(
@@ -83,7 +89,7 @@ def whatif(
     context: typer.Context,
     run_path: SomeRun = None,
     start: SomeStart = None,
-    steps: Steps = 40,
+    steps: Steps = "40",
     policies: Policies = None,
     every: EverySteps = None,
     find: Find = None,
@@ -115,8 +121,7 @@ def whatif(
         return _list_policies(arms, as_json)
     if run_path is None:
         raise UsageError("Missing argument 'RUN'", remedy="name the folder of a run; see: hnf whatif --help")
-    if start is None:
-        raise UsageError("Missing option '--from'", remedy="name a checkpoint's step; see: hnf whatif --help")
+    start, length = _start_and_length(start, steps)
     if not arms and find is None:
         raise UsageError(
             "nothing to try",
@@ -133,13 +138,13 @@ def whatif(
     folder, remark = retraining_folder(out, run, f"whatif-{start}", force=force)
     if ADVICE in arms:
         wide = replace(settings, tier=TierName.curvature.value)
-        advised = _advised(run, wide, start, start + steps, model=model, plan=plan, quiet=quiet)
+        advised = _advised(run, wide, start, start + length, model=model, plan=plan, quiet=quiet)
         arms = tuple(dict.fromkeys(one for arm in arms for one in (advised if arm == ADVICE else (arm,))))
     if plan:
         from hnf_offline.rerun.planning import plan_whatif
 
         planned = plan_whatif(
-            run, start=start, steps=steps, policies=arms, settings=settings, every=every,
+            run, start=start, steps=length, policies=arms, settings=settings, every=every,
             model=model, twins=twins, find_largest_stable=find is not None,
         )  # fmt: skip
         return print_plan(planned, run, folder, as_json=as_json, options=choices(context, run, from_run))
@@ -151,7 +156,7 @@ def whatif(
     with Reporter("whatif", "", unit="arm" if every == 0 else "step", quiet=quiet) as progress:
         try:
             done = retrain(
-                run, start=start, steps=steps, policies=arms, settings=settings, every=every,
+                run, start=start, steps=length, policies=arms, settings=settings, every=every,
                 model=model, twins=twins, find_largest_stable=find is not None, on_progress=progress,
             )  # fmt: skip
         except StoppedError as stopped:
@@ -164,6 +169,44 @@ def whatif(
         done, run, folder, device=settings.device, seconds=time.monotonic() - began,
         quiet=quiet, as_json=as_json,
     )  # fmt: skip
+
+
+def _start_and_length(start: int | None, steps: str) -> tuple[int, int]:
+    """Read the checkpoint to begin at, and how many steps follow.
+
+    Returns:
+        Both.
+
+    Raises:
+        UsageError: if it is neither a number nor a range, or the start is not said, or said twice.
+    """
+    if ":" not in steps:
+        if not (steps.isascii() and steps.isdecimal() and int(steps)):
+            raise UsageError(f"--steps {steps} is no number of steps", remedy="write it as 40, or as 140:180")
+        if start is None:
+            raise UsageError(
+                "Missing option '--from'",
+                remedy="name a checkpoint's step, or give --steps A:B; see: hnf whatif --help",
+            )
+        return start, int(steps)
+    first, last = step_range(steps)
+    if last is None or (first is None and start is None):
+        raise UsageError(
+            f"--steps {steps} has no {'end' if last is None else 'start'}",
+            remedy="write it as 140:180, or as 40",
+        )
+    if first is not None and start is not None:
+        raise UsageError(
+            f"--steps {steps} begins at {first} and --from at {start}", remedy="leave out one or the other"
+        )
+    begin = first if first is not None else start
+    assert begin is not None
+    if last <= begin:
+        raise UsageError(
+            f"--steps {steps} ends at {last}, which does not come after {begin}",
+            remedy=f"write {begin}:{begin + 1} or more",
+        )
+    return begin, last - begin
 
 
 def _advised(

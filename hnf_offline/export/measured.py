@@ -43,20 +43,31 @@ class Exported:
             yield int(str(step)), dict(zip(rows["tag"].to_list(), rows["value"].to_list(), strict=True))
 
 
-def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported:
+def measured(
+    folder: Path,
+    quantities: str = "*",
+    layers: str = "*",
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    every: int = 1,
+) -> Exported:
     """Read a report's folder.
 
     Args:
         folder: what `hnf report` wrote.
         quantities: glob over names of the catalogue.
         layers: glob over module paths; the whole model is taken whatever it says.
+        first: first step of scalars and alarms, None for all.
+        last: last step of scalars and alarms, None for all.
+        every: scalars of every n-th measured step of those.
 
     Returns:
         What goes into a tracker.
 
     Raises:
         InputError: if the folder holds no report, or one that cannot be read.
-        UsageError: if the globs leave nothing.
+        UsageError: if globs and steps leave nothing.
     """
     import polars as pl
 
@@ -70,8 +81,13 @@ def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported
         raise InputError("cannot be read as a profile", path=table, remedy="run hnf report again") from error
     names = [one for one in profile["quantity"].unique().to_list() if fnmatchcase(one, quantities)]
     paths = [one for one in profile["layer"].unique().to_list() if one == "" or fnmatchcase(one, layers)]
+    inside = range(
+        0 if first is None else first, (max(profile["step"], default=0) if last is None else last) + 1
+    )
+    steps = [step for step in profile["step"].unique().sort().to_list() if step in inside][::every]
     scalars = (
         profile
+        .filter(pl.col("step").is_in(steps))
         .filter(pl.col("quantity").is_in(names) & pl.col("layer").is_in(paths))
         .select(
             "step",
@@ -89,13 +105,18 @@ def measured(folder: Path, quantities: str = "*", layers: str = "*") -> Exported
         )  # of a checkpoint rather than of its retraining
         .drop("source")
     )
+    if not steps:
+        raise UsageError(
+            "no measured step lies in the steps asked for", path=table, remedy="widen --steps A:B"
+        )
     if scalars.is_empty():
         raise UsageError(
             f"--quantity {quantities!r} and --layers {layers!r} leave nothing",
             remedy="hnf quantities lists the names",
         )
     try:
-        alarms = [(int(one["known_at"]), str(one["text"])) for one in findings["alarms"]]
+        known = [(int(one["known_at"]), str(one["text"])) for one in findings["alarms"]]
+        alarms = [one for one in known if (first or 0) <= one[0] and (last is None or one[0] <= last)]
         verdict, name = findings["verdict"], str(findings["run"]["name"])
         told = f"{verdict['word']}: {verdict['sentence']}"
     except (KeyError, TypeError, ValueError) as error:

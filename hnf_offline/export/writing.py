@@ -20,7 +20,16 @@ TARGETS: Mapping[str, Callable[[Exported, Path, Path], None]] = {
 
 
 def export(
-    report: Path, to: str, out: Path | None = None, *, quantities: str = "*", layers: str = "*"
+    report: Path,
+    to: str,
+    out: Path | None = None,
+    *,
+    quantities: str = "*",
+    layers: str = "*",
+    first: int | None = None,
+    last: int | None = None,
+    every: int = 1,
+    write: bool = True,
 ) -> tuple[Path, Exported]:
     """Export what `hnf report` wrote.
 
@@ -30,6 +39,10 @@ def export(
         out: folder for the result; beside the report, named `<report>-<tracker>`, by itself.
         quantities: glob over names of the catalogue.
         layers: glob over module paths.
+        first: first step, None for all.
+        last: last step, None for all.
+        every: every n-th measured step of those.
+        write: whether to write it; else it is only said what would be written.
 
     Returns:
         The folder and what is in it.
@@ -40,7 +53,9 @@ def export(
     folder = out if out is not None else report.with_name(f"{report.resolve().name}-{to}")
     if folder.exists():
         raise UsageError("is there already", path=folder, remedy="remove it, or choose another with --out")
-    exported = measured(report, quantities, layers)
+    exported = measured(report, quantities, layers, first=first, last=last, every=every)
+    if not write:
+        return folder, exported
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from hnf_offline.check.registry import checks
 
@@ -111,6 +113,84 @@ def test_a_column_named_on_the_command_line_is_used(hnf: Any, whole_run: Path) -
     Path("mine/log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in odd))
     assert hnf("check", "mine").code == 1  # the replays do not give 9.0
     assert hnf("check", "mine", "--column", "loss=value/of/interest").code == 0
+
+
+def test_plan_tells_what_would_be_checked_and_reads_no_tensor(
+    hnf: Any, whole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for heavy in ("hnf_offline.run.formats.load_weights", "hnf_offline.run.model.build.build_model"):
+        monkeypatch.setattr(heavy, lambda *_, **__: pytest.fail("read tensors"))
+    said = hnf("check", whole_run, "--plan")
+    assert said.code == 0, said.err
+    size = sum(file.stat().st_size for file in (whole_run / "checkpoints").rglob("*.safetensors"))
+    assert f"read: {size / 2**10:,.0f} KiB of" in said.out
+    assert "4 checkpoints of steps 6 to 24" in said.out
+    assert "replay: checkpoints 6, 12, 18, 24 on the batches" in said.out
+    assert "not checked" not in said.out and "device auto (default)" in said.out
+    (plan,) = hnf("check", whole_run, "--plan", "--json").json["plans"]
+    assert [one["name"] for one in plan["checks"]] == [one.name for one in checks()]
+    assert (plan["read_bytes"], plan["replayed"]) == (size, [6, 12, 18, 24])
+    (cheap,) = hnf("check", whole_run, "--plan", "--cheap", "--steps", "12:", "--json").json["plans"]
+    assert (cheap["checkpoints"], cheap["steps"], cheap["read_bytes"], cheap["replayed"]) == (
+        3,
+        [12, 24],
+        0,
+        [],
+    )
+    left_out = {one["name"] for one in cheap["checks"] if one["skipped_because"]}
+    assert left_out == {one.name for one in checks() if one.cost != "cheap"}
+    assert not Path("reports").exists()
+
+
+def test_what_is_planned_is_what_is_checked(hnf: Any, whole_run: Path) -> None:
+    shutil.copytree(whole_run, "mine")
+    Path("mine/config.json").unlink()
+    (plan,) = hnf("check", "mine", "--plan", "--json").json["plans"]
+    planned = {one["name"]: one["skipped_because"] for one in plan["checks"] if one["skipped_because"]}
+    done = hnf("check", "mine", "--json").json
+    assert planned == {"replayed-loss": "the run does not say how to build its model"}
+    assert planned.items() <= {one["name"]: one["skipped_because"] for one in done["checks"]}.items()
+
+
+def test_tier_weights_runs_no_model(hnf: Any, whole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole_run, "mine")
+    Path("mine/checkpoints/step-000006").rename("mine/checkpoints/step-000000")  # an initial one, by its name
+    shifted = hnf("check", "mine", "--json").json
+    assert {one["name"]: one["skipped_because"] for one in shifted["checks"]}["initialisation"] == ""
+    monkeypatch.setattr("hnf_offline.run.model.build.build_model", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("hnf_offline.profile.session.build_model", lambda *_, **__: pytest.fail("built"))
+    told = {one["name"]: one for one in hnf("check", "mine", "--tier", "weights", "--json").json["checks"]}
+    assert told["replayed-loss"]["skipped_because"] == "only what weights show was asked for"
+    assert "only what weights show was asked for" in told["initialisation"]["skipped_because"]
+    assert told["nonfinite-weights"]["looked_at"] == "4 checkpoints"
+    one_line(hnf("check", "mine", "--tier", "curvature"), "'weights', 'forward'")
+
+
+def test_replay_names_other_batches_than_the_runs(hnf: Any, whole_run: Path) -> None:
+    shutil.copytree(whole_run, "mine")
+    (batches,) = (file for file in Path("mine").iterdir() if "batches" in file.name)
+    held = load_file(batches)
+    batches.unlink()
+    Path("mine/run.toml").unlink()
+    assert "replayed-loss (the run has no batches)" in hnf("check", "mine").out
+    # All eight rows at every third step; a label in its own place is one longer than the tokens.
+    steps = [step for step in range(7, 25, 6) for _ in range(8)]
+    rows = held["input_ids"].repeat(3, 1)
+    labels = torch.cat((torch.full((len(rows), 1), -100), rows), dim=1)
+    save_file({"input_ids": rows, "labels": labels, "steps": torch.tensor(steps)}, "rows.safetensors")
+    sound = hnf("check", "mine", "--replay", "rows.safetensors", "--json").json
+    assert {one["name"]: one["looked_at"] for one in sound["checks"]}["replayed-loss"] == (
+        "3 checkpoints on the batch of their next step"
+    )
+    assert sound["faults"] == []
+    save_file(
+        {"input_ids": rows.flip(0).roll(1, 1), "labels": labels, "steps": torch.tensor(steps)},
+        "rows.safetensors",
+    )
+    wrong = hnf("check", "mine", "--replay", "rows.safetensors")
+    assert wrong.code == 1 and "replayed-loss" in wrong.out
+    one_line(hnf("check", "mine", "--replay", "gone.npz"), "gone.npz", "no such file")
+    one_line(hnf("check", "mine", "--replay", "rows.safetensors", "--cheap"), "--cheap")
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["empty"]])

@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from hnf_offline.cli import app
+from hnf_offline.cli.common import COMMON, NOT_TAKEN
 
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 HEAVY = ("torch", "matplotlib", "polars", "transformers", "numpy", "scipy")
@@ -52,6 +53,21 @@ def test_every_example_is_a_line_that_parses(verb: str, hnf: Any) -> None:
 def test_every_option_and_argument_is_explained(verb: str) -> None:
     for parameter in typer.main.get_command(app).commands[verb].params:  # type: ignore[attr-defined]
         assert parameter.help, parameter.name
+
+
+def test_every_verb_takes_a_common_option_or_says_in_one_line_why_not(hnf: Any) -> None:
+    for verb in VERBS:
+        command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+        taken = {option for parameter in command.params for option in parameter.opts}
+        for option in COMMON:
+            reason = NOT_TAKEN.get(verb, {}).get(option)
+            assert (option in taken) != bool(reason), f"hnf {verb} {option}"
+            if reason:
+                said = hnf(verb, "x", f"{option}=1")
+                assert (said.code, said.out) == (2, "")
+                assert said.err == f"hnf: No such option {option}: {reason}. See: hnf {verb} --help\n"
+    assert "hnf zoom --tier measures more" in hnf("whatif", "x", "--tier", "full").err
+    assert "hnf env prints nothing but its result" in hnf("env", "-q").err
 
 
 def test_brackets_in_help_survive(hnf: Any) -> None:

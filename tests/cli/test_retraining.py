@@ -92,6 +92,33 @@ def test_whatif_passes_on_what_was_asked_and_prints_a_line_an_arm(
     }  # fmt: skip
 
 
+def test_steps_say_from_where_to_where(hnf: Any, library: Library, tiny_run: Path) -> None:
+    assert hnf("zoom", tiny_run, "--steps", "6:18").code == 0
+    assert (library.asked["start"], library.asked["stop"]) == (6, 18)
+    assert library.asked["out"] == Path("reports/tiny-zoom-6-18")
+    whatif = ("whatif", tiny_run, "-p", "lr-cap=1")
+    assert hnf(*whatif, "--steps", "6:18").code == 0
+    assert (library.asked["start"], library.asked["steps"]) == (6, 12)
+    assert hnf(*whatif, "--from", 12, "--steps", ":18", "--out", "b").code == 0
+    assert (library.asked["start"], library.asked["steps"]) == (12, 6)
+    assert hnf(*whatif, "--from", 12, "--steps", 5, "--out", "c").code == 0
+    assert (library.asked["start"], library.asked["steps"]) == (12, 5)
+    library.asked.clear()
+    one_line(hnf("zoom", tiny_run, "--steps", "6:18", "--to", 12), "leave out one")
+    one_line(hnf("zoom", tiny_run, "--steps", "6:"), "has no end")
+    one_line(hnf("zoom", tiny_run, "--steps", "6:6"), "does not come after")
+    one_line(hnf("zoom", tiny_run, "--to", 12), "Missing option '--from'", "--steps A:B")
+    one_line(hnf("zoom", tiny_run, "--from", 6), "Missing option '--to'")
+    one_line(hnf(*whatif, "--steps", "6:18", "--from", 6), "leave out one")
+    one_line(hnf(*whatif, "--steps", "18:6"), "ends before it begins")
+    one_line(hnf(*whatif, "--steps", "6:"), "has no end")
+    one_line(hnf(*whatif, "--steps", ":18"), "has no start")
+    one_line(hnf(*whatif, "--from", 12, "--steps", ":12"), "does not come after 12")
+    one_line(hnf(*whatif, "--from", 6, "--steps", "0"), "is no number of steps")
+    one_line(hnf(*whatif, "--from", 6, "--steps", "many"), "is no number of steps")
+    assert not library.asked
+
+
 def test_json_and_quiet(hnf: Any, library: Library, tiny_run: Path) -> None:
     document = hnf("zoom", tiny_run, "--from", 6, "--to", 12, "--json").json
     assert document == json.loads(Path("reports/tiny-zoom-6-12/rerun.json").read_text(encoding="utf-8"))

@@ -262,3 +262,69 @@ def test_a_target_and_a_loss_scaler_of_ones_own_are_told(hnf, tmp_path):
 def test_a_scaler_that_is_none_is_refused(hnf, write_log, tmp_path, text):
     said = hnf("spikes", write_log(tmp_path / "log.jsonl"), "--scaler", text)
     assert said.code == 2 and f"--scaler {text}" in said.err and "1024,1.5,200" in said.err
+
+
+def test_steps_and_every_choose_rows(hnf, write_log, tmp_path):
+    log = write_log(tmp_path / "log.jsonl", nan=190)
+    late = hnf("spikes", log, "--steps", "100:150", "--json").json
+    assert (late["log"]["rows"], late["log"]["steps"]) == (51, [100, 150])
+    assert [spike["onset"] for spike in late["spikes"]] == [120]
+    assert late["log"]["notes"] == ["looked at only from step 100 to step 150"]
+    assert [spike["onset"] for spike in hnf("spikes", log, "--steps", "150:", "--json").json["spikes"]] == [
+        190
+    ]
+    assert hnf("spikes", log, "--steps", ":110", "--json").json["spikes"] == []
+    halved = hnf("spikes", log, "--every", 2, "--json").json
+    assert (halved["log"]["rows"], halved["log"]["steps"]) == (100, [1, 199])
+    assert [spike["onset"] for spike in halved["spikes"]] == [121, 191]
+    assert "looked at only one row in 2" in hnf("spikes", log, "--every", 2).out
+    nothing = hnf("spikes", log, "--steps", "500:")
+    assert nothing.code == 2 and nothing.err.count("\n") == 1
+    assert "its steps are 1 to 200" in nothing.err
+
+
+def test_every_counts_rows_that_have_a_loss(hnf, tmp_path):
+    # An evaluation behind every loss: every second row of the file would be evaluations alone.
+    rows = [{"step": 2 * i, "loss": 2 + 0.01 * (i % 3)} for i in range(40)]
+    rows += [{"step": 2 * i + 1, "eval_loss": 2.0} for i in range(40)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
+    told = hnf("spikes", log, "--every", 2, "--json").json["log"]
+    assert (told["losses"], told["rows"]) == (20, 60)
+
+
+def test_restarts_outside_of_the_chosen_steps_are_not_told(hnf, write_log, tmp_path):
+    log = write_log(tmp_path / "log.jsonl")
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:60], *lines[50:]]) + "\n")
+    assert hnf("spikes", log, "--json").json["log"]["restarts"] == [51]
+    assert hnf("spikes", log, "--steps", "100:", "--json").json["log"]["restarts"] == []
+
+
+def test_a_run_toml_that_chooses_checkpoints_chooses_no_rows(hnf, write_log, tmp_path):
+    write_log(tmp_path / "run" / "log.jsonl")
+    (tmp_path / "run" / "run.toml").write_text('[analysis]\nsteps = "150:"\nevery = 5\n')
+    assert hnf("spikes", tmp_path / "run", "--json").json["log"]["rows"] == 200
+    told = hnf("spikes", tmp_path / "run", "--plan").out
+    assert "steps all (default)" in told and "every 1 (default)" in told
+
+
+def test_a_plan_tells_rows_and_columns_and_writes_nothing(hnf, write_log, tmp_path, monkeypatch):
+    log = write_log(tmp_path / "log.jsonl")
+    monkeypatch.setattr("hnf_offline.relate.log_alone.find_spikes", lambda *_, **__: pytest.fail("looked"))
+    said = hnf("spikes", log, "--plan", "--out", "found", "--steps", "11:")
+    assert said.code == 0 and "log.jsonl -> found" in said.out and "rows: 190" in said.out
+    assert "steps 11: (option)" in said.out and "loss = loss" in said.out
+    assert "nothing is written without --out" in hnf("spikes", log, "--plan").out
+    (plan,) = hnf("spikes", log, "--plan", "--json").json["plans"]
+    assert (plan["rows"], plan["losses"], plan["steps"], plan["out"]) == (200, 200, "1 to 200", None)
+    assert list(Path().iterdir()) == []
+
+
+def test_quiet_prints_only_what_was_written(hnf, write_log, tmp_path):
+    log = write_log(tmp_path / "log.jsonl")
+    assert hnf("spikes", log, "--out", "found", "--quiet").out.splitlines() == [
+        str(Path("found/spikes.png")), str(Path("found/spikes.json")),
+    ]  # fmt: skip
+    silent = hnf("spikes", log, "-q")
+    assert (silent.code, silent.out, silent.err) == (0, "", "")

@@ -57,6 +57,34 @@ def test_a_step_that_was_retrained_too_has_the_value_of_its_checkpoint(report: P
     assert measured(copy).scalars.equals(measured(report).scalars)
 
 
+def test_steps_and_every_choose_scalars_and_steps_choose_alarms(report: Path) -> None:
+    whole = measured(report)
+    steps = whole.scalars["step"].unique().sort().to_list()
+    low, high = 150, steps[-2]
+    part = measured(report, first=low, last=high, every=2)
+    inside = [step for step in steps if low <= step <= high]
+    assert part.scalars["step"].unique().sort().to_list() == inside[::2]
+    expected = [one for one in whole.texts if low <= one[0] <= high]
+    assert list(part.texts) == expected
+    assert 0 < len(expected) < len(whole.texts)
+    with pytest.raises(UsageError, match="no measured step"):
+        measured(report, first=steps[-1] + 1)
+
+
+def test_a_plan_writes_nothing_and_counts_the_same(
+    report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["export", str(report), "--out", str(tmp_path / "new"), "--steps", "10:", "--every", "3"]
+    assert main([*asked, "--plan", "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert main([*asked, "--plan"]) == 0
+    assert f"would be written: {tmp_path / 'new'}" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    pytest.importorskip("tensorboard")
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, **plan}
+
+
 def test_values_that_are_not_finite_are_kept(report: Path, tmp_path: Path) -> None:
     import shutil
 
