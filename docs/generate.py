@@ -31,6 +31,22 @@ file is run: what cannot be read without that is refused, with what to convert i
 A step is read from the name (`step-000352`, `checkpoint-100`, `global_step20`, `epoch=1-step=40`), else from inside.
 Of two checkpoints of one step the fuller is used, and the other is told.
 
+## Rows to replay
+
+A `.safetensors` or `.npz` file beside the checkpoints, or named with `--replay FILE` or `[batches] file`:
+
+| array | shape | what it is |
+|---|---|---|
+| `input_ids`, `tokens` | [rows, length] or [batches, rows, length] | tokens, whole numbers |
+| `pixel_values` | [rows, channels, height, width], or batches | images as the model gets them, floating-point |
+| `labels`, `targets`, `target` | as the tokens, or one a row | what is to be predicted; by itself the next token |
+| `steps` | [rows] | the step at which each row was trained on |
+
+Images need labels, one a row, and 16 to 64 bits a number. Other names, and other rows of floating-point numbers, are
+named in [run.toml](reference/run-toml.md#batches); so is nanoGPT's flat `.bin`. A module is called as
+`module(input_ids=..., labels=...)`; images are its `pixel_values`, or what a model of transformers calls its main
+input, in the precision of the replay.
+
 ## Logs
 
 One row a step. Restarts are found where steps go back; of rows that were written twice the last one counts, and both

@@ -100,7 +100,8 @@ _MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "batches": {
         "file": "rows to replay: `.safetensors`, `.npz`, or a flat uint16 `.bin` (nanoGPT's)",
-        "tokens": "name of the token array; `input_ids` or `tokens` by itself",
+        "tokens": "name of the array of tokens, or of images and other rows of floating-point numbers; `input_ids`, "
+        "`tokens` or `pixel_values` by itself",
         "labels": "name of the label array; `labels`, `targets` or `target` by itself; none where they are the tokens",
         "aligned": "whether `labels[t]` is the target of position t itself, as nanoGPT's `y`",
         "steps": 'rows of each step, in order; or the step of each row; or `"all"`: every row at every step',

@@ -174,7 +174,7 @@ Rows = Annotated[
         envvar="HNF_ROWS",
         metavar="N",
         min=1,
-        help="Sequences to replay [default: two training batches, or about 4096 tokens].",
+        help="Sequences or images to replay [default: two training batches, or about 4096 tokens, or 32 images].",
     ),
 ]
 Replay = Annotated[

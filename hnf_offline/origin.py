@@ -21,7 +21,7 @@ TOLD = (
 )  # fmt: skip
 #: What a plan says of an option without a value.
 UNSET = {
-    "rows": "two training batches, or about 4096 tokens",
+    "rows": "two training batches, or about 4096 tokens, or 32 images",
     "replay": "the run's own rows",
     "steps": "all",
     "layers": "all",

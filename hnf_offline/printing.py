@@ -74,7 +74,7 @@ def plan_text(told: Mapping[str, Any]) -> str:
             f"  {_counted(told['checkpoints'], 'checkpoint')}, {told['cached']} of them from cache",
             f"  tier {told['tier']}, {told['layers']} layers with their own curvature, "
             f"{told['parameters']:,} parameters",
-            f"  {told['rows']} sequences ({told['tokens']:,} tokens) replayed on {told['device']}",
+            f"  {_replayed(told)} replayed on {told['device']}",
             f"  about {told['forwards']:,.0f} forward passes a checkpoint, "
             f"{told['peak_bytes'] / 2**20:,.0f} MiB at the peak",
             _time_text(told),
@@ -155,6 +155,12 @@ def fields_text(told: Mapping[str, Any]) -> str:
         else:
             lines.append(f"  {label}: {value}")
     return "\n".join([*lines, *listed])
+
+
+def _replayed(told: Mapping[str, Any]) -> str:
+    if told.get("array"):
+        return f"{told['rows']} rows of {printable(told['array'])} ({_counted(told['tokens'], 'position')})"
+    return f"{told['rows']} sequences ({told['tokens']:,} tokens)"
 
 
 def _counted(count: int, noun: str) -> str:

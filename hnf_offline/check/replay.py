@@ -274,9 +274,15 @@ def _affordable(session: Session, batches: Batches) -> int:
     module = session.module
     parameters = sum(value.numel() for value in chain(module.parameters(), frozen_weights(module)))
     rows = max(batches.rows_per_step or 1, 1)
-    each = 3 * 2 * parameters * rows * batches.length
+    each = 3 * 2 * parameters * rows * _positions(session)
     allowed = _OPERATIONS.get(session.device.type, _OPERATIONS_ELSEWHERE)
     return int(min(MOST, allowed // max(1, each)))
+
+
+def _positions(session: Session) -> int:
+    from hnf_offline.run.model.positions import positions
+
+    return positions(session.batch.tokens[:1], session.module)
 
 
 def _loss(session: Session, step: int) -> float | None:
@@ -292,7 +298,7 @@ def _loss(session: Session, step: int) -> float | None:
         return None
     tokens, labels = load_rows(session.source, numbers)
     batch = ReplayBatch.of(tokens, labels, f"step {step}")
-    rows = max(1, min(len(numbers), _TOKENS_TOGETHER // max(1, session.source.length)))
+    rows = max(1, min(len(numbers), _TOKENS_TOGETHER // max(1, _positions(session))))
     with torch.no_grad():
         parts = [
             micro.weight * float(evaluate(session.module, micro.tokens, micro.labels).loss)

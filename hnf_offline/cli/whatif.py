@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,10 +59,24 @@ SomeRun = Annotated[
 SomeStart = Annotated[
     int | None, typer.Option("--from", metavar="STEP", min=0, help="Checkpoint to retrain from.")
 ]
+
+
+def _number_or_range(text: str) -> int | str:
+    # Of a number the digits; a range stays as it was typed, and is read with --from.
+    if ":" not in str(text):
+        if not (str(text).isascii() and str(text).isdecimal() and int(text)):
+            raise UsageError(f"--steps {text} is no number of steps", remedy="write it as 40, or as 140:180")
+        return int(text)
+    return text
+
+
 Steps = Annotated[
-    str,
+    Any,
     typer.Option(
-        "--steps", metavar="N|A:B", help="How many steps to retrain, or from which checkpoint to which step."
+        "--steps",
+        metavar="N|A:B",
+        parser=_number_or_range,
+        help="How many steps to retrain, or from which checkpoint to which step.",
     ),
 ]
 EverySteps = Annotated[
@@ -89,7 +103,7 @@ def whatif(
     context: typer.Context,
     run_path: SomeRun = None,
     start: SomeStart = None,
-    steps: Steps = "40",
+    steps: Steps = 40,
     policies: Policies = None,
     every: EverySteps = None,
     find: Find = None,
@@ -171,24 +185,22 @@ def whatif(
     )  # fmt: skip
 
 
-def _start_and_length(start: int | None, steps: str) -> tuple[int, int]:
+def _start_and_length(start: int | None, steps: int | str) -> tuple[int, int]:
     """Read the checkpoint to begin at, and how many steps follow.
 
     Returns:
         Both.
 
     Raises:
-        UsageError: if it is neither a number nor a range, or the start is not said, or said twice.
+        UsageError: if the start is not said, or said twice, or the end does not come after it.
     """
-    if ":" not in steps:
-        if not (steps.isascii() and steps.isdecimal() and int(steps)):
-            raise UsageError(f"--steps {steps} is no number of steps", remedy="write it as 40, or as 140:180")
+    if isinstance(steps, int):
         if start is None:
             raise UsageError(
                 "Missing option '--from'",
                 remedy="name a checkpoint's step, or give --steps A:B; see: hnf whatif --help",
             )
-        return start, int(steps)
+        return start, steps
     first, last = step_range(steps)
     if last is None or (first is None and start is None):
         raise UsageError(

@@ -14,6 +14,8 @@ from hnf_offline.run.records import Batches
 
 #: Tokens replayed where neither the user nor the file says how many rows a step had.
 DEFAULT_TOKENS = 4096
+#: Images, likewise.
+DEFAULT_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class MicroBatch:
     """Some rows that go through the model together.
 
     Attributes:
-        tokens: [rows, length], int64.
+        tokens: [rows, length], int64; or images, [rows, channels, height, width], floating-point.
         labels: [rows, length] or [rows]; None where the labels are the tokens.
         weight: its share of all predicted positions.
     """
@@ -56,7 +58,7 @@ class ReplayBatch:
     """The rows replayed at every checkpoint.
 
     Attributes:
-        tokens: [rows, length], int64, on the CPU.
+        tokens: [rows, length], int64, on the CPU; or images.
         labels: [rows, length] or [rows]; None where the labels are the tokens.
         name: what the table's `batch` column says.
         digest: content hash of tokens and labels.
@@ -138,7 +140,6 @@ def choose_rows(batches: Batches, rows: int | None) -> tuple[int, ...]:
         Row numbers in order.
     """
     if rows is None:
-        rows = (
-            2 * batches.rows_per_step if batches.rows_per_step else DEFAULT_TOKENS // max(1, batches.length)
-        )
+        usual = DEFAULT_IMAGES if batches.shape else DEFAULT_TOKENS // max(1, batches.length)
+        rows = 2 * batches.rows_per_step if batches.rows_per_step else usual
     return tuple(range(min(batches.rows, max(1, rows))))

@@ -23,7 +23,7 @@ from hnf_offline.profile.directions import DIRECTION_PRODUCTS, UPDATE_FORWARDS
 from hnf_offline.profile.effort import FORWARDS
 from hnf_offline.profile.gradients import FEWEST_ROWS, GROUPED_SHARE
 from hnf_offline.profile.layer_curvature import LayerProblem, LayerProducts, exact_graph, share_behind
-from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
+from hnf_offline.profile.maps.measure import few
 from hnf_offline.profile.session import Session
 from hnf_offline.profile.settings import TIERS, ProfileSettings
 from hnf_offline.profile.suffix.blocks import CallOrder, call_order
@@ -129,7 +129,7 @@ def forward_passes(session: Session, settings: ProfileSettings, *, with_state: b
     passes += _layer_passes(session, settings, with_state=with_state) / parts
     if tier >= TIERS.index("full"):
         tokens = session.batch.tokens
-        short = tokens[:SEQUENCES, :LENGTH].numel() / max(1, tokens.numel())
+        short = few(tokens, None)[0].numel() / max(1, tokens.numel())
         passes += PRECISION_FORWARDS + FORWARDS["map"] * short
     return passes
 

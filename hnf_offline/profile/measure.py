@@ -12,7 +12,7 @@ from hnf_offline.profile.exhaustion import halving
 from hnf_offline.profile.forward import forward_rows
 from hnf_offline.profile.gradients import check_rows
 from hnf_offline.profile.maps import map_rows, precision_rows
-from hnf_offline.profile.maps.measure import LENGTH, SEQUENCES
+from hnf_offline.profile.maps.measure import few
 from hnf_offline.profile.memory import MemoryPlan, copies_together
 from hnf_offline.profile.residual_modes import mode_rows
 from hnf_offline.profile.session import Session, memory_now
@@ -59,10 +59,8 @@ def measure(subject: Subject, settings: ProfileSettings) -> list[Row]:
     if tier >= TIERS.index("curvature") and settings.traces:
         rows += layer_trace_rows(subject, settings)
     if tier >= TIERS.index("full"):
-        short, whole = (
-            subject.batches[0].tokens[:SEQUENCES, :LENGTH],
-            sum(b.tokens.numel() for b in subject.batches),
-        )
+        short, _ = few(subject.batches[0].tokens, None)
+        whole = sum(batch.tokens.numel() for batch in subject.batches)
         spend("map", rows_of(subject.batches), share=short.numel() / whole)
         rows += map_rows(subject, settings) + precision_rows(subject)
     return rows

@@ -11,6 +11,7 @@ from hnf_offline.profile.selection import selected
 from hnf_offline.profile.session import check_settings, open_session
 from hnf_offline.profile.settings import Plan, ProfileSettings
 from hnf_offline.profile.shards import read_shard, settings_key, shard_path
+from hnf_offline.run.model.positions import positions
 from hnf_offline.run.records import Run
 
 
@@ -47,7 +48,7 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
         layers=measured_layers(session, settings),
         parameters=sum(layer.size for layer in session.layers),
         rows=len(session.batch.tokens),
-        tokens=session.batch.tokens.numel(),
+        tokens=positions(session.batch.tokens, session.module),
         forwards=forwards,
         peak_bytes=session.memory.peak_bytes,
         device=", ".join(map(str, choose_devices(settings.device))),
@@ -55,4 +56,5 @@ def plan(run: Run, settings: ProfileSettings, out: Path, *, model_factory: str |
         seconds=forwards * one.seconds,
         seconds_low=low,
         seconds_high=high,
+        array=session.source.tokens if session.source.shape else "",
     )

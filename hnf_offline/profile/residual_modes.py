@@ -150,16 +150,17 @@ def _drawn_moduli(before: Tensor, after: Tensor, sequences: Tensor, seed: int) -
 
 def _streams(module: nn.Module, batches: tuple[MicroBatch, ...]) -> Mapping[str, Streams]:
     """Replay all rows and keep at most `TOKENS` tokens of each block's input and output, evenly over sequences."""
-    total = sum(batch.tokens.numel() for batch in batches)
-    length = batches[0].tokens.shape[-1]
-    stride = -(-total // TOKENS)
-    while math.gcd(stride, length) > 1:  # or the same places of every sequence would be taken
-        stride += 1
+    given = [batch.tokens for batch in batches]
+    # Into how many places a model cuts an image shows at its first block.
+    stride = 0 if given[0].is_floating_point() else _stride(sum(map(Tensor.numel, given)), given[0].shape[-1])
+    everything = rows_of(batches)
     pieces: dict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
     first = rows = 0
 
     def keep(path: str, before: Tensor, after: Tensor) -> None:
+        nonlocal stride
         tokens = before.flatten(0, -2).shape[0]
+        stride = stride or _stride(everything * tokens // rows, tokens // rows)
         place = torch.arange(0, tokens, stride)
         # Copied, as later blocks may write into it, and off the device, whose memory is not planned for all blocks.
         chosen = (one.flatten(0, -2)[::stride].to("cpu", copy=True) for one in (before, after))
@@ -175,6 +176,18 @@ def _streams(module: nn.Module, batches: tuple[MicroBatch, ...]) -> Mapping[str,
         path: Streams(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         for path, found in pieces.items()
     }
+
+
+def _stride(total: int, length: int) -> int:
+    """Choose every n-th of all tokens so that at most `TOKENS` are left.
+
+    Returns:
+        n, which has no factor in common with the length of a sequence.
+    """
+    stride = -(-total // TOKENS)
+    while math.gcd(stride, length) > 1:  # or the same places of every sequence would be taken
+        stride += 1
+    return stride
 
 
 @contextmanager

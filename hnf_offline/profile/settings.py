@@ -22,7 +22,8 @@ class ProfileSettings:
         layers: glob over layer paths for the per-layer curvature, None for all.
         device: "auto", "cuda", "mps" or "cpu".
         dtype: "float32" or "float64"; differences and products need at least float32.
-        rows: sequences to replay; None for two training batches, or about 4096 tokens where their size is unknown.
+        rows: sequences to replay; None for two training batches, or about 4096 tokens (32 images) where their size is
+            unknown.
         replay: a batch file to replay instead of the run's own.
         accuracy: "screen", "standard" or "certified": when an eigenvalue is known well enough (`ACCURACIES`).
         seed: seed of every random start vector.
@@ -88,8 +89,8 @@ class Plan:
         tier: the tier.
         layers: layers with their own curvature.
         parameters: parameters of the model.
-        rows: sequences that would be replayed.
-        tokens: tokens that would be replayed.
+        rows: sequences or images that would be replayed.
+        tokens: tokens that would be replayed; of images the patches that they are cut into.
         forwards: forward passes a checkpoint, estimated.
         peak_bytes: memory at the peak, estimated.
         device: where.
@@ -97,6 +98,7 @@ class Plan:
         seconds: seconds a checkpoint, from one timed forward pass.
         seconds_low: the least that it may take, on a machine as busy as it is now.
         seconds_high: the most.
+        array: name of the array of images that would be replayed, "" for tokens.
     """
 
     checkpoints: int
@@ -113,3 +115,4 @@ class Plan:
     seconds: float = 0.0
     seconds_low: float = 0.0
     seconds_high: float = 0.0
+    array: str = ""

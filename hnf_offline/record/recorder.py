@@ -54,11 +54,15 @@ class Recorder:
         """Save rows to replay later: a fixed sample of the training data, or the batches themselves.
 
         Args:
-            tokens: [rows, length], integers.
-            labels: [rows, length] or [rows]; None where the labels are the tokens.
+            tokens: [rows, length], integers; or images [rows, channels, height, width], floating-point.
+            labels: [rows, length] or [rows]; None where the labels are the tokens. Images have one each.
             steps: [rows], the step at which each row was trained on; None for a fixed sample.
         """
-        tensors = {"input_ids": tokens.to(torch.int32)}
+        tensors = (
+            {"pixel_values": tokens.to(torch.float32)}
+            if tokens.is_floating_point()
+            else {"input_ids": tokens.to(torch.int32)}
+        )
         if labels is not None:
             tensors["labels"] = labels.to(torch.int32)
         if steps is not None:

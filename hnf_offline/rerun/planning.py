@@ -20,6 +20,7 @@ from hnf_offline.rerun.stability import measured_rows
 from hnf_offline.rerun.start import Start, open_start
 from hnf_offline.rerun.whatif import LOOKS
 from hnf_offline.rerun.zoom import last_step, open_for_retraining, shards
+from hnf_offline.run.model.positions import positions
 from hnf_offline.run.records import Run
 
 #: Steps, and measurements spread over them, that are timed: eigenvalues settle at another pace at every step.
@@ -169,7 +170,8 @@ def affordable(
     """
     session = open_for_retraining(run, zoomed, model)
     passes = forward_passes(session, zoomed, with_state=True)
-    operations = 2.0 * sum(layer.size for layer in session.layers) * session.batch.tokens.numel()
+    parameters = sum(layer.size for layer in session.layers)
+    operations = 2.0 * parameters * positions(session.batch.tokens, session.module)
     whole = len(selected(run, profiled)) * forward_passes(session, profiled, with_state=True)
     allowed = max(whole, SMALL_OPERATIONS / operations)
     every = max(1, math.ceil(passes * steps / allowed))

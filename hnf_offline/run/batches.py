@@ -12,21 +12,26 @@ from hnf_offline.errors import InputError
 from hnf_offline.run.flat_tokens import flat_shape, read_spans
 from hnf_offline.run.formats.safetensors_file import read_header
 from hnf_offline.run.manifest import Manifest
-from hnf_offline.run.numpy_archive import READ_FAULTS, arrays_of, open_array
+from hnf_offline.run.numpy_archive import READ_FAULTS, arrays_of
 from hnf_offline.run.paths import leads_out, status_of
 from hnf_offline.run.records import Batches
 from hnf_offline.run.remote import whole
+from hnf_offline.run.stored_rows import flat_rows, stored_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 _TOKENS = ("input_ids", "tokens")
+_IMAGES = ("pixel_values",)
 _LABELS = ("labels", "targets", "target")
 _NAMES = ("batches", "replay", "batch", "tokens")
 _REMEDY = (
     "save integer arrays input_ids [rows, length] and, where they differ, labels, with safetensors or numpy"
 )
+_IMAGE_REMEDY = "save pixel_values [rows, channels, height, width] in float32, and whole-number labels [rows]"
+#: Floating-point types that numpy has, as safetensors spells them.
+_FLOATS = {"F16", "F32", "F64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class _Array:
 
     shape: tuple[int, ...]
     integer: bool
+    floating: bool = False
 
 
 def find_batches(
@@ -149,6 +155,7 @@ def describe(
     status_of(file)
     names: Mapping[str, _Array] = {}
     labels: str | None
+    image: tuple[int, ...] = ()
     if file.suffix == ".bin":
         shape: tuple[int, ...] = flat_shape(file, manifest)
         tokens, labels = "", None
@@ -160,7 +167,7 @@ def describe(
         )
     else:
         names = _arrays(file)
-        found = _name(names, manifest.tokens, _TOKENS, file)
+        found = _name(names, manifest.tokens, (*_TOKENS, *_IMAGES), file)
         if found is None:
             raise InputError(
                 f"holds no token array among {', '.join(sorted(names)[:8])}", path=file, remedy=_REMEDY
@@ -168,14 +175,20 @@ def describe(
         tokens = found
         labels = _name(names, manifest.labels, _LABELS, file)
         shape = names[tokens].shape
-        if not names[tokens].integer or len(shape) not in {2, 3} or 0 in shape:
+        if names[tokens].floating and (tokens in _IMAGES or manifest.tokens is not None):
+            shape, image = _rows_and_image(file, names, tokens, labels)
+        elif tokens in _IMAGES:
+            raise InputError(
+                f"its array {tokens!r} is of a type that is not replayed", path=file, remedy=_IMAGE_REMEDY
+            )
+        elif not names[tokens].integer or len(shape) not in {2, 3} or 0 in shape:
             raise InputError(
                 f"its array {tokens!r} is not whole numbers of shape [rows, length]",
                 path=file,
                 remedy=_REMEDY,
             )
     rows, length = math.prod(shape[:-1]), shape[-1]
-    if labels is not None and not _fit(names[labels].shape, shape):
+    if labels is not None and not image and not _fit(names[labels].shape, shape):
         raise InputError(
             f"its labels have shape {list(names[labels].shape)}, its tokens {list(shape)}",
             path=file,
@@ -204,7 +217,32 @@ def describe(
         starts=manifest.starts,
         aligned=manifest.aligned,
         every_step=every_step,
+        shape=image,
     )
+
+
+def _rows_and_image(
+    file: Path, names: Mapping[str, _Array], images: str, labels: str | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    # Images have a label each: the dimensions that labels have too are rows, or batches of rows.
+    shape = names[images].shape
+    own = () if labels is None else names[labels].shape
+    if labels is None or not names[labels].integer:
+        raise InputError(
+            f"has no whole-number labels for its {images}, one a row", path=file, remedy=_IMAGE_REMEDY
+        )
+    if len(own) not in {1, 2} or own != shape[: len(own)] or len(own) == len(shape) or 0 in shape:
+        raise InputError(
+            f"its labels have shape {list(own)}, its {images} {list(shape)}: that is not one label a row",
+            path=file,
+            remedy=_IMAGE_REMEDY,
+        )
+    image = shape[len(own) :]
+    if images in _IMAGES and len(image) < len(("channels", "height", "width")):
+        raise InputError(
+            f"its {images} have shape {list(shape)}, which are no images", path=file, remedy=_IMAGE_REMEDY
+        )
+    return (*own, 0), image
 
 
 def _fit(labels: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
@@ -216,16 +254,17 @@ def _fit(labels: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
 def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Load some rows.
 
-    Labels one longer than the tokens mean that position t predicts labels[t + 1]: no last position is lost. An
-    encoder-decoder has labels of any length.
+    Rows of images are floating-point numbers as they are stored, with one label each. Labels of tokens that are one
+    longer than they mean that position t predicts labels[t + 1]: no last position is lost. An encoder-decoder has
+    labels of any length.
 
     Args:
         batches: the file.
         rows: row numbers, in the order wanted.
 
     Returns:
-        Tokens i64 [n, length]; labels i64 [n, length], [n] (one a row) or [n, length + 1] (every position
-        predicts), None where the labels are the tokens.
+        Tokens i64 [n, length], or images f32 (f64 where so stored) [n, *shape]; labels i64 [n, length], [n] (one a
+        row) or [n, length + 1] (every position predicts), None where the labels are the tokens.
 
     Raises:
         InputError: when a row is not in the file.
@@ -239,12 +278,16 @@ def load_rows(batches: Batches, rows: Sequence[int]) -> tuple[Tensor, Tensor | N
     if batches.starts is not None:
         spans = torch.from_numpy(read_spans(batches, wanted))
         return spans[:, :-1].contiguous(), spans
-    tokens = _read_rows(batches, batches.tokens, wanted).reshape(len(wanted), batches.length)
-    if tokens.size and int(tokens.min()) < 0:
+    tokens = (
+        flat_rows(batches.path, wanted, batches.rows, batches.length, _REMEDY)
+        if batches.path.suffix == ".bin"
+        else _read_rows(batches, batches.tokens, wanted)
+    ).reshape(len(wanted), *(batches.shape or (batches.length,)))
+    if not batches.shape and tokens.size and int(tokens.min()) < 0:
         raise InputError("holds negative tokens", path=batches.path, remedy=_REMEDY)
     labels = None
     if batches.labels is not None:
-        read = _read_rows(batches, batches.labels, wanted)
+        read = _read_rows(batches, batches.labels, wanted).astype("int64")
         if batches.aligned:
             read = _shifted(read.reshape(len(wanted), batches.length))
         labels = torch.from_numpy(read.reshape(len(wanted)) if read.size == len(wanted) else read)
@@ -260,14 +303,19 @@ def _arrays(file: Path) -> Mapping[str, _Array]:
     if file.suffix == ".safetensors":
         header = read_header(file)
         return {
-            name: _Array(tuple(entry["shape"]), str(entry["dtype"])[:1] in {"I", "U"})
+            name: _Array(
+                tuple(entry["shape"]), str(entry["dtype"])[:1] in {"I", "U"}, entry["dtype"] in _FLOATS
+            )
             for name, entry in header.items()
             if name != "__metadata__"
         }
     if file.suffix != ".npz":
         raise InputError("is neither .safetensors nor .npz", path=file, remedy=_REMEDY)
     try:
-        return {name: _Array(shape, kind.kind in {"i", "u"}) for name, shape, kind in arrays_of(file)}
+        return {
+            name: _Array(shape, kind.kind in {"i", "u"}, kind.kind == "f" and kind.itemsize <= 8)
+            for name, shape, kind in arrays_of(file)
+        }
     except READ_FAULTS as error:
         raise InputError(
             f"is not a numpy archive of plain arrays ({str(error)[:200]})", path=file, remedy=_REMEDY
@@ -321,21 +369,8 @@ def _rows_per_step(
     return None, 1
 
 
-def _read_rows(batches: Batches, name: str, rows: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    import numpy as np
-
-    file = batches.path
-    try:
-        if file.suffix == ".bin":
-            flat = np.memmap(file, dtype="<u2", mode="r")[: batches.rows * batches.length]
-            return flat.reshape(batches.rows, batches.length)[list(rows)].astype(np.int64)
-        if file.suffix == ".npz":
-            return _read_member(file, name, rows, batches.rows)
-        return _read_slices(file, name, rows, batches.rows)
-    except READ_FAULTS as error:
-        raise InputError(
-            f"its array {name!r} cannot be read ({str(error)[:200]})", path=file, remedy=_REMEDY
-        ) from error
+def _read_rows(batches: Batches, name: str, rows: Sequence[int]) -> np.ndarray[Any, np.dtype[Any]]:
+    return stored_rows(batches.path, name, rows, batches.rows, _IMAGE_REMEDY if batches.shape else _REMEDY)
 
 
 def _shifted(labels: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -346,55 +381,3 @@ def _shifted(labels: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.
 
     # nanoGPT ignores -1 where transformers ignores -100; neither is a token.
     return np.pad(np.where(labels == -1, IGNORED, labels), ((0, 0), (1, 0)), constant_values=IGNORED)
-
-
-def _read_member(
-    file: Path, name: str, rows: Sequence[int], height: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    # Read rows of one array of a .npz, passing over the others without keeping them.
-    import numpy as np
-
-    with open_array(file, name) as (member, shape, kind):
-        width = math.prod(shape) // height
-        row_bytes = width * kind.itemsize
-        start = member.tell()
-        read: dict[int, Any] = {}
-        for row in sorted(set(rows)):
-            member.seek(start + row * row_bytes)
-            data = member.read(row_bytes)
-            if len(data) != row_bytes:
-                raise EOFError(f"it ends inside row {row}")
-            read[row] = np.frombuffer(data, dtype=kind).astype(np.int64)
-    return np.stack([read[row] for row in rows]) if rows else np.empty((0, width), dtype=np.int64)
-
-
-def _read_slices(
-    file: Path, name: str, rows: Sequence[int], height: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    # Read rows of one tensor of a safetensors file, each by its own slice.
-    import numpy as np
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        archive: Any = safe_open(str(file), framework="np")
-    except SafetensorError as error:  # its reader of JSON is stricter than Python's
-        raise ValueError(str(error)) from error
-    with archive:
-        try:
-            stored = archive.get_slice(name)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
-        shape = stored.get_shape()
-        if len(shape) and shape[0] == height:
-            parts = [np.asarray(stored[row : row + 1]).reshape(-1) for row in rows]
-        else:
-            batch = height // shape[0]
-            parts = [
-                np.asarray(stored[row // batch : row // batch + 1]).reshape(batch, -1)[row % batch]
-                for row in rows
-            ]
-    return (
-        np.stack(parts).astype(np.int64)
-        if parts
-        else np.empty((0, math.prod(shape) // height), dtype=np.int64)
-    )

@@ -100,14 +100,14 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Saved token batches, read only when asked for.
+    """Saved batches of tokens, or of images and other rows of floating-point numbers; read only when asked for.
 
     Attributes:
         path: the file.
-        tokens: name of the token array in it.
+        tokens: name of the token array in it, or of that of the images.
         labels: name of the label array, None where the labels are the tokens.
         rows: number of sequences.
-        length: tokens a sequence.
+        length: tokens a sequence; 0 for images.
         rows_per_step: sequences of one optimizer step when the file holds the training batches in order.
         first_step: the step whose batch is rows 0..rows_per_step-1.
         steps: the step of each row where the file says so; wins over `rows_per_step`.
@@ -115,6 +115,7 @@ class Batches:
             after its tokens.
         aligned: whether labels[t] in the file is the target of position t itself (as nanoGPT's y), not of t - 1.
         every_step: whether all rows are the batch of every step (full-batch training).
+        shape: of one image [channels, height, width], or other row of floating-point numbers; empty for tokens.
     """
 
     path: Path
@@ -128,6 +129,7 @@ class Batches:
     starts: Path | None = None
     aligned: bool = False
     every_step: bool = False
+    shape: tuple[int, ...] = ()
 
     def rows_of_step(self, step: int) -> range | tuple[int, ...]:
         """Which rows were the batch of an optimizer step.

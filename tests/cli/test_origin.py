@@ -66,7 +66,7 @@ def test_the_words_of_a_plan(hnf: Any, asking_run: Path, tiny_run: Path) -> None
     assert "\noptions\n  tier gradient (run.toml)\n" in out and "  device auto (option)\n" in out
     plain = hnf("profile", tiny_run, "--plan").out
     assert "  tier curvature (default)\n" in plain
-    assert "  rows two training batches, or about 4096 tokens (default)\n" in plain
+    assert "  rows two training batches, or about 4096 tokens, or 32 images (default)\n" in plain
     assert "run.toml" not in plain
 
 

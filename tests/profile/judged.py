@@ -39,6 +39,12 @@ ALBERT: dict[str, Any] = {
 }  # fmt: skip
 
 
+VIT: dict[str, Any] = {
+    "architectures": ["ViTForImageClassification"], "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_channels": 2, "num_labels": 5,
+}  # fmt: skip
+
+
 class Encoder(nn.Module):
     """An encoder as torch makes it, as a user's factory would give it: it marks each position's class."""
 
@@ -65,7 +71,9 @@ def built_in(norm: str) -> nn.Module:
 
 def hugging_face(config: dict[str, Any]) -> nn.Module:
     """A tiny transformers model, its initial weights ten times the usual ones: they would be all but linear."""
-    model_type = {"Llama": "llama", "GPT2L": "gpt2", "Alber": "albert"}[config["architectures"][0][:5]]
+    model_type = {"Llama": "llama", "GPT2L": "gpt2", "Alber": "albert", "ViTFo": "vit"}[
+        config["architectures"][0][:5]
+    ]
     torch.manual_seed(1)
     config = {"initializer_range": 0.2, "model_type": model_type, **config}
     return build_model(ModelSource("hf", config), device=CPU, dtype=torch.float32)
@@ -85,8 +93,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "GPT-2, fused projections": lambda: hugging_face(GPT2),
     "torch encoder": encoder,
     "ALBERT, shared weights": lambda: hugging_face(ALBERT),
+    "ViT, images": lambda: hugging_face(VIT),
 }
-NEEDS_TRANSFORMERS = ("Llama, grouped queries, tied", "GPT-2, fused projections", "ALBERT, shared weights")
+NEEDS_TRANSFORMERS = (
+    "Llama, grouped queries, tied",
+    "GPT-2, fused projections",
+    "ALBERT, shared weights",
+    "ViT, images",
+)
 #: Updates before the measurement; after 2 the model is all but random, after 60 it knows the rows.
 STEPS = {"fresh": 2, "trained": 60}
 
@@ -114,8 +128,24 @@ def structured_rows(rows: int, seed: int, *, vocabulary: int = VOCABULARY, lengt
     return torch.stack(columns, dim=1)
 
 
+def structured_images(rows: int, seed: int) -> Tensor:
+    """Images that can be told apart: one of five patterns of 2 x 8 x 8 pixels, and as much noise."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    chosen = torch.randint(0, 5, (rows,), generator=generator)
+    return patterns[chosen] + torch.randn(rows, 2, 8, 8, generator=generator)
+
+
+def rows_of(name: str, rows: int, seed: int) -> Tensor:
+    """What a model is trained and measured on."""
+    return structured_images(rows, seed) if "images" in name else structured_rows(rows, seed)
+
+
 def labels_of(name: str, tokens: Tensor) -> Tensor | None:
-    """What is to be predicted: the next token; for the encoders the sum of two neighbours."""
+    """What is to be predicted: the next token; for the encoders the sum of two neighbours; of an image its pattern."""
+    if "images" in name:
+        patterns = torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+        return torch.cdist(tokens.flatten(1), patterns.flatten(1)).argmin(dim=1)
     if "encoder" in name or "ALBERT" in name:
         return (tokens + tokens.roll(-1, dims=1)) % VOCABULARY
     return None
@@ -124,7 +154,7 @@ def labels_of(name: str, tokens: Tensor) -> Tensor | None:
 def train(module: nn.Module, optimizer: torch.optim.Optimizer, name: str, first: int, last: int) -> None:
     """Make the updates first + 1 to last, each on rows of its own."""
     for step in range(first, last):
-        tokens = structured_rows(4 * ROWS, 100 + step)
+        tokens = rows_of(name, 4 * ROWS, 100 + step)
         optimizer.zero_grad()
         evaluate(module, tokens, labels_of(name, tokens)).loss.backward()
         optimizer.step()
@@ -170,7 +200,7 @@ def case(name: str, age: str) -> Case:
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-3, betas=(0.9, 0.95))
     train(module, optimizer, name, 0, STEPS[age])
     module.zero_grad(set_to_none=True)
-    tokens = structured_rows(ROWS, 7)
+    tokens = rows_of(name, ROWS, 7)
     labels, state = labels_of(name, tokens), state_of(module, optimizer)
     subject = subject_of(module, tokens, labels, state, STEPS[age])
     return Case(f"{name}, {age}", subject, dense_hessian(module, subject.layers, tokens, labels, state))

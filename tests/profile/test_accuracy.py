@@ -26,7 +26,13 @@ from tests.profile.judged import (
 #: Relative error that an accuracy promises for what it certifies.
 PROMISED = {"standard": 0.01, "certified": 0.001}
 #: Judged at every run of the tests; all others are slow.
-QUICK = ("GPT pre-norm, tied", "Llama, grouped queries, tied", "GPT-2, fused projections", "torch encoder")
+QUICK = (
+    "GPT pre-norm, tied",
+    "Llama, grouped queries, tied",
+    "GPT-2, fused projections",
+    "torch encoder",
+    "ViT, images",
+)
 
 
 def cases() -> list[object]:

@@ -171,9 +171,46 @@ def test_labels_of_an_encoder_decoder_have_a_length_of_their_own(tmp_path: Path)
 
 
 def test_why_a_file_named_batches_is_none_is_said(tmp_path: Path) -> None:
-    stored(tmp_path / "batches.safetensors", {"pixel_values": TOKENS.astype(np.float32), "labels": LABELS})
+    stored(tmp_path / "batches.safetensors", {"features": TOKENS.astype(np.float32), "labels": LABELS})
     assert find_batches(tmp_path) is None
     error = passed_over(tmp_path)
-    assert error is not None and "labels, pixel_values" in error.reason and error.remedy
+    assert error is not None and "features, labels" in error.reason and error.remedy
     (tmp_path / "batches.safetensors").rename(tmp_path / "model.safetensors")
     assert passed_over(tmp_path) is None
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_images_are_loaded_as_they_are_stored(tmp_path: Path, suffix: str) -> None:
+    images = np.random.default_rng(0).standard_normal((24, 3, 4, 5))
+    for stored_as, loaded_as in (
+        ("float64", torch.float64),
+        ("float32", torch.float32),
+        ("float16", torch.float32),
+    ):
+        own = images.astype(stored_as)
+        batches = describe(
+            stored(tmp_path / f"{stored_as}{suffix}", {"pixel_values": own, "labels": LABELS}),
+            last_steps=[12],
+        )
+        assert (batches.rows, batches.rows_per_step, batches.shape, batches.length) == (24, 2, (3, 4, 5), 0)
+        rows, labels = load_rows(batches, [5, 0, 23])
+        assert rows.dtype == loaded_as and np.array_equal(rows, own[[5, 0, 23]])
+        assert labels is not None and (labels.dtype, labels.tolist()) == (torch.int64, [5, 0, 23])
+
+
+def test_a_label_of_every_image_tells_films_from_batches(tmp_path: Path) -> None:
+    films = np.zeros((6, 4, 1, 2, 2), dtype=np.float32)
+    one = describe(stored(tmp_path / "a.npz", {"pixel_values": films, "labels": np.arange(6)}))
+    assert (one.rows, one.rows_per_step, one.shape) == (6, None, (4, 1, 2, 2))
+    folded = describe(stored(tmp_path / "b.npz", {"pixel_values": films, "labels": LABELS.reshape(6, 4)}))
+    assert (folded.rows, folded.rows_per_step, folded.shape) == (24, 4, (1, 2, 2))
+    assert load_rows(folded, [7])[0].shape == (1, 1, 2, 2)
+
+
+def test_other_rows_of_numbers_are_replayed_where_they_are_named(tmp_path: Path) -> None:
+    file = stored(tmp_path / "b.npz", {"sound": np.ones((24, 7), dtype=np.float32), "labels": LABELS})
+    with pytest.raises(InputError, match="holds no token array"):
+        describe(file)
+    named = describe(file, Manifest(tokens="sound"))
+    assert (named.tokens, named.rows, named.shape) == ("sound", 24, (7,))
+    assert load_rows(named, [3])[0].tolist() == [[1.0] * 7]

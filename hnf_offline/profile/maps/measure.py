@@ -36,8 +36,8 @@ SEQUENCES, LENGTH = 2, 128
 def map_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
     """Measure every layer's map: norms, MLPs, attention, blocks, and every softmax over keys.
 
-    Two sequences of at most 128 tokens are replayed; maps of single tokens are looked at on 16 of these, second
-    derivatives of attention and blocks on the first sequence alone. What cannot be measured is a row of
+    Two sequences of at most 128 tokens are replayed, or two images; maps of single tokens are looked at on 16 of
+    these, second derivatives of attention and blocks on the first sequence alone. What cannot be measured is a row of
     `map.left_out`.
 
     Args:
@@ -52,7 +52,8 @@ def map_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
     """
     batch = subject.batches[0]
     tokens, labels = few(batch.tokens, batch.labels)
-    name = f"{len(tokens)} x {tokens.shape[1]} tokens of {subject.name}"
+    several = "rows" if tokens.is_floating_point() else f"x {tokens.shape[1]} tokens"
+    name = f"{len(tokens)} {several} of {subject.name}"
     with differentiable(subject.module):
         captured = capture(subject.module, subject.layers, tokens, labels)
         first = capture(subject.module, subject.layers, tokens[:1], None if labels is None else labels[:1])
@@ -76,12 +77,12 @@ def map_rows(subject: Subject, settings: ProfileSettings) -> list[Row]:
 
 
 def few(tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Cut rows to a few short sequences.
+    """Cut rows to a few short sequences; images stay whole.
 
     Returns:
         At most `SEQUENCES` rows of at most `LENGTH` tokens, and their labels.
     """
-    short = tokens[:SEQUENCES, :LENGTH]
+    short = tokens[:SEQUENCES] if tokens.is_floating_point() else tokens[:SEQUENCES, :LENGTH]
     if labels is None:
         return short, None
     own = labels[:SEQUENCES]

@@ -15,6 +15,7 @@ _HEADS = {
     "LMHeadModel": "AutoModelForCausalLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "ForPreTraining": "AutoModelForPreTraining",

@@ -34,7 +34,8 @@ class Outcome:
 def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcome:
     """Run a module on rows of tokens.
 
-    The module is called as `module(input_ids=..., labels=...)`, without labels where it takes none. The loss is
+    The module is called as `module(input_ids=..., labels=...)`, without labels where it takes none. Rows of
+    floating-point numbers are its `pixel_values`, or what it calls its main input, in its own precision. The loss is
     its `.loss` or `["loss"]`, or else the cross-entropy of its logits: shifted by one where the labels have the
     shape of the tokens, of the last position where there is one label a row. Labels of -100 do not count.
     Rows of one label more than tokens say what every position predicts, the last one too: labels[t + 1] at t. No
@@ -44,7 +45,7 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
 
     Args:
         module: any module.
-        tokens: [rows, length], int64.
+        tokens: [rows, length], int64; or images, [rows, channels, height, width], floating-point.
         labels: [rows, length], [rows, length + 1] or [rows], int64; None where the labels are the tokens.
 
     Returns:
@@ -66,10 +67,10 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     every_position = not writes and wanted.ndim == 2 and wanted.shape[1] == tokens.shape[1] + 1
     if not every_position and ("labels" in names or takes_any):
         arguments["labels"] = wanted
+    given = tokens.to(_precision(module)) if tokens.is_floating_point() else tokens
+    name = _name_of(module, tokens)
     output = (
-        module(input_ids=tokens, **arguments)
-        if "input_ids" in names or takes_any
-        else module(tokens, **arguments)
+        module(**{name: given}, **arguments) if name in names or takes_any else module(given, **arguments)
     )
     loss, logits = _field(output, "loss"), _field(output, "logits")
     if logits is None and isinstance(output, Tensor) and output.ndim >= 2:
@@ -104,6 +105,17 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
     elif not loss.requires_grad and wanted.ndim == 2 and logits.ndim == 3:
         positions, targets = _as_the_module_does(loss, logits, wanted, positions, targets)
     return Outcome(loss, positions, targets)
+
+
+def _name_of(module: nn.Module, rows: Tensor) -> str:
+    if not rows.is_floating_point():
+        return "input_ids"
+    # transformers names the one input that each of its models cannot do without.
+    return str(getattr(module, "main_input_name", None) or "pixel_values")
+
+
+def _precision(module: nn.Module) -> torch.dtype:
+    return next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
 
 
 def _as_the_module_does(
@@ -165,10 +177,12 @@ def count_predicted(tokens: Tensor, labels: Tensor | None) -> int:
 def check_tokens(tokens: Tensor, vocabulary: int | None) -> None:
     """Refuse tokens that the embedding does not have, before an index error or a GPU assertion does.
 
+    Images look nothing up.
+
     Raises:
         InputError: if a token lies outside the vocabulary.
     """
-    if tokens.numel() == 0 or vocabulary is None:
+    if tokens.numel() == 0 or vocabulary is None or tokens.is_floating_point():
         return
     low, high = (int(edge) for edge in torch.aminmax(tokens))
     if low < 0 or high >= vocabulary:

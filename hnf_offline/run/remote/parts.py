@@ -103,7 +103,7 @@ def write_parts(source: Source, entry: Entry, target: Path) -> None:
 
 
 def holds_batches(file: Path) -> bool:
-    """Tell from the header whether a safetensors file holds tokens to replay, by the names that are looked for.
+    """Tell from the header whether a safetensors file holds rows to replay, by the names that are looked for.
 
     Returns:
         True where it does.
@@ -114,7 +114,9 @@ def holds_batches(file: Path) -> bool:
             header = json.loads(opened.read(min(length, _LONGEST_HEADER)))
         except (ValueError, RecursionError, MemoryError):
             return False
-    return isinstance(header, dict) and any(name in header for name in ("input_ids", "tokens"))
+    return isinstance(header, dict) and any(
+        name in header for name in ("input_ids", "tokens", "pixel_values")
+    )
 
 
 def _read_pickles(reader: _Reader) -> None:

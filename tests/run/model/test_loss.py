@@ -216,3 +216,39 @@ def test_an_encoder_decoder_predicts_its_labels_in_their_own_place(
 def test_an_encoder_decoder_without_labels_is_refused(hugging_face: Callable[[str], nn.Module]) -> None:
     with pytest.raises(InputError, match="encoder-decoder"):
         evaluate(hugging_face("t5"), TOKENS, None)
+
+
+class Sees(nn.Module):
+    """Remembers what it was given, and by which name."""
+
+    main_input_name = "spectrum"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3).double()
+        self.given: dict[str, Tensor] = {}
+
+    def forward(self, **given: Tensor) -> Tensor:
+        self.given = given
+        (rows,) = (one for name, one in given.items() if name != "labels")
+        logits: Tensor = self.head(rows)
+        return logits
+
+
+def test_rows_of_numbers_go_by_the_name_and_in_the_precision_of_the_module() -> None:
+    module, rows, labels = Sees(), torch.randn(4, 6), torch.tensor([0, 2, 1, 1])
+    outcome = evaluate(module, rows, labels)
+    assert set(module.given) == {"spectrum", "labels"}
+    assert torch.equal(module.given["spectrum"], rows.double())
+    assert outcome.loss.item() == pytest.approx(
+        functional.cross_entropy(module.head(rows.double()), labels).item()
+    )
+    module.main_input_name = None  # type: ignore[assignment]
+    evaluate(module, rows, labels)
+    assert set(module.given) == {"pixel_values", "labels"}
+
+
+def test_images_look_nothing_up() -> None:
+    check_tokens(torch.tensor([[9.5, -3.0]]), VOCABULARY)
+    with pytest.raises(InputError):
+        check_tokens(torch.tensor([[9, 1]]), VOCABULARY)
