@@ -85,6 +85,8 @@ def plan_text(told: Mapping[str, Any]) -> str:
                 f"measured every {told['zoom_every']}, about "
                 f"{_duration(told['zoom_seconds'])}, and as much again where alarms are found; --zoom off leaves it out"
             )
+        if told.get("zoom_refused"):
+            lines.append(f"  no zoom before spikes: {told['zoom_refused']}")
     else:
         lines.append("  no checkpoints: the log alone is analysed")
     return "\n".join([*lines, *(f"  missing: {one}" for one in told["missing"])])

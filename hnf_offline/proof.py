@@ -27,6 +27,8 @@ CURVATURE_TIERS = frozenset({"stability", "curvature", "full"})
 #: Twins beside each trial, for the band that chance gives.
 TWINS = 2
 
+_TOO_LONG = "measuring {} steps would take too long; hnf zoom does it"
+
 OnProgress = Callable[[Progress], None]
 
 
@@ -87,9 +89,7 @@ def zoom_before_spikes(
     for stretch in stretches:
         length = stretch.stop - stretch.start
         if every >= length:
-            told.append(
-                _not_zoomed(stretch, f"measuring {length} steps would take too long; hnf zoom does it")
-            )
+            told.append(_not_zoomed(stretch, _TOO_LONG.format(length)))
             continue
         try:
             zoomed = zoom(
@@ -116,7 +116,8 @@ def planned_zooms(run: Run, settings: ProfileSettings, model: str | None = None)
     Alarms are known only when checkpoints are measured: the stretches before them come on top.
 
     Returns:
-        `zoom_steps`, `zoom_every` and `zoom_seconds`; empty where nothing would be zoomed.
+        `zoom_steps`, `zoom_every` and `zoom_seconds`, or `zoom_refused`: why the spikes would not be zoomed; empty
+        where there is nothing to zoom.
     """
     from hnf_offline.relate.stretches import stretches_to_zoom
     from hnf_offline.relate.whole import find
@@ -126,12 +127,39 @@ def planned_zooms(run: Run, settings: ProfileSettings, model: str | None = None)
     if not can_replay(run, model) or settings.tier not in CURVATURE_TIERS:
         return {}
     stretches = stretches_to_zoom(run, table(), find(run, table()))
-    steps = sum(stretch.stop - stretch.start for stretch in stretches)
-    if not steps:
+    lengths = [stretch.stop - stretch.start for stretch in stretches]
+    if not sum(lengths):
         return {}
+    refused = _refused(run, stretches[0])
+    if refused:
+        return {"zoom_refused": refused}
     own = replace(settings, tier="stability", layers=None, first_step=None, last_step=None, every=1)
-    fineness = affordable(run, settings, own, steps, model)
-    return {"zoom_steps": steps, "zoom_every": fineness.every, "zoom_seconds": fineness.seconds}
+    fineness = affordable(run, settings, own, sum(lengths), model)
+    if all(fineness.every >= length for length in lengths):
+        return {"zoom_refused": _TOO_LONG.format(sum(lengths))}
+    return {"zoom_steps": sum(lengths), "zoom_every": fineness.every, "zoom_seconds": fineness.seconds}
+
+
+def _refused(run: Run, stretch: Stretch) -> str:
+    """Ask what zoom would say of the optimizer; of files elsewhere that is not known before they are fetched.
+
+    Returns:
+        Why its steps cannot be taken again, "" where they can as far as this is known.
+    """
+    from hnf_offline.rerun.start import rebuildable
+    from hnf_offline.run.formats import load_optimizer
+    from hnf_offline.run.remote import identity
+
+    checkpoint = next(point for point in run.checkpoints if point.step == stretch.start)
+    if any(identity(file) is not None for file in checkpoint.optimizer_files):
+        return ""
+    try:
+        raw = load_optimizer(checkpoint)
+        if raw is not None:
+            rebuildable(run, checkpoint, raw)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def can_replay(run: Run, model: str | None) -> bool:

@@ -181,6 +181,28 @@ def open_start(run: Run, session: Session, step: int) -> Start:
             path=checkpoint.path,
             remedy="save it with every checkpoint (hnf_offline.record does), or name plain SGD in run.toml",
         )
+    kinds = rebuildable(run, checkpoint, raw)
+    saved = run.optimizer.learning_rate
+    if saved is None:
+        saved = float(raw.groups[0].get("lr", 0.0)) if raw.groups else 0.0
+    batches = StepBatches(session.source, session.device, session.memory.rows)
+    return Start(run, session, checkpoint, raw, borrowed, kinds, batches, Rates(run.log, saved))
+
+
+def rebuildable(run: Run, checkpoint: Checkpoint, raw: RawOptimizer) -> tuple[str, ...]:
+    """Name the optimizers that a checkpoint's state can belong to, the likeliest first.
+
+    Args:
+        run: the run, for what run.toml says of its optimizer.
+        checkpoint: the checkpoint, for the message.
+        raw: its optimizer state.
+
+    Returns:
+        Kinds among "adam", "adamw", "sgd".
+
+    Raises:
+        InputError: if it is another optimizer's.
+    """
     kinds = kinds_of(raw, run.optimizer)
     if not kinds:
         raise InputError(
@@ -188,8 +210,4 @@ def open_start(run: Run, session: Session, step: int) -> Start:
             path=checkpoint.path,
             remedy="Adam, AdamW and SGD can; name it with [optimizer] kind in run.toml if it is one of them",
         )
-    saved = run.optimizer.learning_rate
-    if saved is None:
-        saved = float(raw.groups[0].get("lr", 0.0)) if raw.groups else 0.0
-    batches = StepBatches(session.source, session.device, session.memory.rows)
-    return Start(run, session, checkpoint, raw, borrowed, kinds, batches, Rates(run.log, saved))
+    return kinds

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hnf_offline.detect.spikes import find_spikes
 from hnf_offline.findings import Advice, Findings, Spike
 from hnf_offline.pipeline import analyse
+from hnf_offline.printing import plan_text
 from hnf_offline.profile.settings import ProfileSettings
-from hnf_offline.proof import can_replay, prove_advice, zoom_before_spikes
+from hnf_offline.proof import can_replay, planned_zooms, prove_advice, zoom_before_spikes
 from hnf_offline.retraining import EXACT, NOT_REPRODUCIBLE
 from hnf_offline.run import open_run
 from hnf_offline.table import table
@@ -134,3 +136,41 @@ def test_a_report_does_not_zoom_where_s_is_not_asked_for_or_nothing_can_be_repla
     assert not can_replay(open_run(spiky), None)
     assert zoom_before_spikes(open_run(spiky), table(), findings, SETTINGS, tmp_path / "out").told == ()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_says_of_an_optimizer_what_the_zoom_would_say(
+    record: Callable[..., Path], spiky: Path, tmp_path: Path
+) -> None:
+    known = planned_zooms(open_run(spiky), SETTINGS)
+    assert known["zoom_steps"] > 0 and "zoom_refused" not in known
+    other = open_run(record(rate=rate, steps=70, optimizer=torch.optim.NAdam))
+    assert spikes_of(other.path)
+    planned = planned_zooms(other, SETTINGS)
+    findings = Findings({}, {}, (), spikes=spikes_of(other.path))
+    (zoomed,) = zoom_before_spikes(other, table(), findings, SETTINGS, tmp_path / "out").told
+    assert zoomed["word"] == "not_zoomed"
+    assert set(planned) == {"zoom_refused"} and zoomed["because"] in planned["zoom_refused"]
+    assert "Adam, AdamW and SGD can" in planned["zoom_refused"]
+
+
+def test_a_plan_announces_no_zoom_that_would_take_too_long(
+    spiky: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "hnf_offline.rerun.planning.affordable", lambda *_, **__: SimpleNamespace(every=1000, seconds=1)
+    )
+    planned = planned_zooms(open_run(spiky), SETTINGS)
+    assert (
+        set(planned) == {"zoom_refused"}
+        and "would take too long; hnf zoom does it" in planned["zoom_refused"]
+    )
+
+
+def test_a_plan_in_words_has_the_refusal() -> None:
+    told = {
+        "run": "a", "out": "b", "checkpoints": 2, "cached": 0, "tier": "curvature", "layers": 1, "parameters": 9,
+        "rows": 2, "tokens": 8, "device": "cpu", "forwards": 9.0, "peak_bytes": 1, "missing": [],
+        "seconds_low": 1.0, "seconds_high": 2.0,
+    }  # fmt: skip
+    assert "zoom" not in plan_text(told)
+    assert "\n  no zoom before spikes: because" in plan_text({**told, "zoom_refused": "because"})

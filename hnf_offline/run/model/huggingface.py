@@ -98,4 +98,14 @@ def _build(transformers: Any, model_type: str, config: Mapping[str, Any]) -> nn.
         model = getattr(transformers, auto).from_config(
             settings, attn_implementation="eager", trust_remote_code=False
         )
+    _settle_losses(transformers, model)
     return model  # type: ignore[no-any-return]
+
+
+def _settle_losses(transformers: Any, model: nn.Module) -> None:
+    # Classes that transformers has no loss for by their name (GPT2LMHeadModel) get this one anyway, with a line on
+    # stderr about `loss_type=None` at the first forward pass, which says nothing of the run.
+    known = getattr(transformers.modeling_utils, "LOSS_MAPPING", {})
+    for part in model.modules():
+        if "ForCausalLM" in known and getattr(part, "loss_type", "") is None:
+            part.loss_type = "ForCausalLM"  # type: ignore[assignment]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from torch.nn import functional
 
 from hnf_offline.errors import InputError, MissingExtraError
 from hnf_offline.run.model.huggingface import build_huggingface
@@ -84,3 +87,26 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"hnf_offline\[hf\]"):
         build_huggingface({"model_type": "llama"})
+
+
+def test_the_default_loss_is_taken_without_a_word_and_is_the_same() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 7, "n_positions": 6}
+    config = {**config, "architectures": ["GPT2LMHeadModel"], "bos_token_id": 0, "eos_token_id": 0}
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    tokens = torch.randint(0, 7, (2, 6), generator=torch.Generator().manual_seed(0))
+    transformers.logging.add_handler(handler)
+    try:
+        for heard in (False, True):
+            transformers.utils.logging.warning_once.cache_clear()
+            module = build_huggingface(config)
+            if heard:
+                module.loss_type = None  # type: ignore[assignment]
+            outcome = module(input_ids=tokens, labels=tokens)
+            expected = functional.cross_entropy(outcome.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            assert outcome.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+            assert any("loss_type=None" in line for line in lines) == heard
+    finally:
+        transformers.logging.remove_handler(handler)
