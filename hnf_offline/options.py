@@ -336,7 +336,7 @@ def profile_settings(
     first, last = step_range(steps)
     if replay is not None and not replay.is_file():
         raise InputError(
-            "no such file", path=replay, remedy="--replay takes a .safetensors or .npz of tokens"
+            "no such file", path=replay, remedy="--replay takes a .safetensors or .npz of tokens or images"
         )
     return ProfileSettings(
         tier=tier.value,

@@ -21,6 +21,8 @@ from hnf_offline.profile.settings import ProfileSettings
 from hnf_offline.record import Recorder
 from hnf_offline.run import load_weights, open_run
 from hnf_offline.run.model.build import build_model, load_weights_into
+from hnf_offline.run.model.layers import layers_of
+from tests.profile.dense import dense_hessian
 from tests.profile.judged import VIT, structured_images
 from tests.profile.judged import labels_of as patterns_of
 
@@ -210,6 +212,39 @@ def test_a_module_of_ones_own_is_given_images_alone(
     module, images, labels = exact(run, 12)
     loss = module(pixel_values=images, labels=labels).loss.item()
     assert value(table, "replay.loss", 12) == pytest.approx(loss, rel=1e-5)
+
+
+def test_features_of_ones_own_are_replayed_where_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "features"
+    (tmp_path / "own_features.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    rows, labels = torch.randn(8, 6), torch.randint(0, 3, (8,))
+    with Recorder(path, every=1) as recorder:
+        for step in (1, 2):
+            loss = torch.nn.functional.cross_entropy(module(rows), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.record(step, module, optimizer, loss=loss)
+    save_file({"features": rows, "labels": labels}, path / "batches.safetensors")
+    (path / "run.toml").write_text(
+        '[batches]\nfile = "batches.safetensors"\ntokens = "features"\nsteps = "all"\n'
+    )
+    settings = ProfileSettings(tier="curvature", device="cpu", accuracy="certified")
+    table = profile_run(open_run(path), settings, tmp_path / "out", model_factory="own_features:build").table
+    loss = torch.nn.functional.cross_entropy(module(rows), labels)
+    dense = dense_hessian(module, layers_of(module), rows, labels)
+    highest = torch.linalg.eigvalsh(dense.hessian)[-1].item()
+    assert value(table, "replay.loss", 2) == pytest.approx(loss.item(), rel=1e-6)
+    assert value(table, "hessian.lambda_max", 2) == pytest.approx(highest, rel=2e-3)
 
 
 @pytest.mark.parametrize(

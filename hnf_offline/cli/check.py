@@ -103,7 +103,7 @@ def check(
         )
     if replay is not None and not replay.is_file():
         raise InputError(
-            "no such file", path=replay, remedy="--replay takes a .safetensors or .npz of tokens"
+            "no such file", path=replay, remedy="--replay takes a .safetensors or .npz of tokens or images"
         )
     run = open_input(run_path, manifest, column, memory_map=not no_mmap)
     # A sound series is one that was looked at whole: of run.toml only the device counts.
