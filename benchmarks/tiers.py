@@ -2,7 +2,7 @@
 
 Three ratios of one checkpoint, in one process: the tier `forward` and one plain forward pass of the same rows, what the
 tier `gradient` adds and one plain gradient of the same rows, the tier `weights` and `torch.linalg.svdvals` of the same
-matrices, one call each (of as many checkpoints as a profile measures side by side: 8 of a small model). "Plain" is what
+matrices, one call each (of as many checkpoints as a profile measures side by side: 16 of a small model). "Plain" is what
 a training script does: all rows at once, under the attention kernel that torch chooses, the module's own loss. Both
 sides take turns, and a ratio is the median over the pairs; reading files and building the model are outside. On a CPU
 it is processor time, so that other programs on the machine count little.

@@ -34,7 +34,7 @@ from hnf_offline.table import sort, table
 
 _HOST = torch.device("cpu")
 #: Checkpoints that are measured side by side at most: progress is told after them, and an interruption loses them.
-MOST_CHECKPOINTS = 8
+MOST_CHECKPOINTS = 16
 
 
 @dataclass(frozen=True, slots=True)
