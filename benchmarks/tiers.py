@@ -2,10 +2,10 @@
 
 Three ratios of one checkpoint, in one process: the tier `forward` and one plain forward pass of the same rows, what the
 tier `gradient` adds and one plain gradient of the same rows, the tier `weights` and `torch.linalg.svdvals` of the same
-matrices, one call each (of as many checkpoints as a profile measures side by side: 16 of a small model). "Plain" is what
-a training script does: all rows at once, under the attention kernel that torch chooses, the module's own loss. Both
-sides take turns, and a ratio is the median over the pairs; reading files and building the model are outside. On a CPU
-it is processor time, so that other programs on the machine count little.
+matrices, one call each (of as many checkpoints as a profile measures side by side: 16 of a small model). "Plain" is
+what a training script does: all rows at once, under the attention kernel that torch chooses, the module's own loss.
+Both sides take turns, and a ratio is the median over the pairs; reading files and building the model are outside. On a
+CPU it is processor time, so that other programs on the machine count little.
 
 Below each ratio stands where the time goes, family by family, from a run under cProfile, which makes small calls look
 dearer than they are. `--decoder` measures a GPT-2 of d = 768 and 6 blocks instead of a run, made and trained for three
