@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from hnf_offline.quantities.attention import AttentionRows
 
 #: Scores that are held at once: half a megabyte of them on a CPU; elsewhere enough to keep a device busy.
 _SCORES_CPU, _SCORES = 1 << 17, 1 << 26
-#: Queries of a stretch with keys of its own at least, and stretches at most.
-_QUERIES, _STRETCHES = 64, 8
+#: Queries of a stretch with keys of its own: at least, in that many or fewer stretches; and stretches at most.
+_QUERIES, _FEW, _MORE, _STRETCHES = 32, 4, 64, 8
 
 
 def attend(
@@ -37,10 +38,12 @@ def attend(
     """
     if dropout_p or (is_causal and attn_mask is not None) or not _covered(query, key, value, enable_gqa):
         return None
+    queries, keys = query.shape[-2], key.shape[-2]
     if is_causal:
-        seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
-        attn_mask = seen.tril()
-    return attended(query, key, value, attn_mask, scale)
+        return _attended(query, key, value, _causal(queries, keys, query.dtype, query.device), scale)
+    if attn_mask is None:
+        return _attended(query, key, value, _unmasked(queries, keys, query.device), scale)
+    return _attended(query, key, value, _masked(attn_mask, queries, keys, query.dtype), scale)
 
 
 def _covered(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
@@ -52,48 +55,81 @@ def _covered(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
     return fits and query.shape[0] == key.shape[0] == value.shape[0]
 
 
-def attended(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scale: float | None = None
-) -> tuple[Tensor, AttentionRows]:
-    """Attend, and read every row of attention.
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """Queries that are scored together.
 
-    Args:
-        query: [batch, heads, queries, size], float32 or float64.
-        key: [batch, heads or a divisor of them, keys, size].
-        value: [batch, heads or a divisor of them, keys, width].
-        mask: broadcasts to [batch, heads, queries, keys]: True where a key is seen, or what is added to the scores.
-        scale: of the scores; None for 1 / sqrt(size).
-
-    Returns:
-        [batch, heads, queries, width], zero for queries that see no key; and the rows.
+    Attributes:
+        queries: which ones.
+        keys: how many of the first keys are enough for them.
+        open_keys: how many of these need nothing added to their scores.
+        added: to the scores of the others, broadcasts to [batch, heads, queries, keys]; None where there are none.
     """
-    found = []
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-    for some, reach in _reaches(query.shape[-2], key.shape[-2], mask):
-        own = None if mask is None else mask.expand(*mask.shape[:-2], query.shape[-2], -1)[..., some, :reach]
-        found.append(_attended(query[:, :, some], key[:, :, :reach], value[:, :, :reach], own, scale))
-    if len(found) == 1:
-        return found[0]
-    outputs, rows = zip(*found, strict=True)
-    together = (
-        torch.cat([getattr(one, name) for one in rows], dim=-1)
-        for name in ("highest", "largest", "entropy", "several")
+
+    queries: slice
+    keys: int
+    open_keys: int
+    added: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mask:
+    """What queries see.
+
+    Attributes:
+        reaches: all queries, in stretches.
+        several: whether at least two keys are seen, broadcasts to [batch, heads, queries].
+    """
+
+    reaches: tuple[_Reach, ...]
+    several: Tensor
+
+
+def _unmasked(queries: int, keys: int, device: torch.device) -> _Mask:
+    several = torch.full((queries,), keys > 1, device=device)
+    return _Mask((_Reach(slice(0, queries), keys, keys, None),), several)
+
+
+def _causal(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> _Mask:
+    """Query i sees keys up to i."""
+    length = _length_of_stretches(queries) if device.type == "cpu" else queries
+    above = torch.full((length, min(length, keys)), float("-inf"), dtype=dtype, device=device).triu_(1)
+    reaches = []
+    for first in range(0, queries, length):
+        some = slice(first, min(first + length, queries))
+        reach, same = min(some.stop, keys), min(first, keys)
+        added = above[: some.stop - first, : reach - same] if reach > same else None
+        reaches.append(_Reach(some, reach, same, added))
+    return _Mask(tuple(reaches), (torch.arange(queries, device=device) > 0) & (keys > 1))
+
+
+def _masked(mask: Tensor, queries: int, keys: int, dtype: torch.dtype) -> _Mask:
+    """A mask as torch takes it: True where a key is seen, or what is added to the scores."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+    mask = mask.expand(*mask.shape[:-2], queries, keys)
+    several = (mask > torch.finfo(dtype).min / 2).sum(-1) > 1
+    reaches = tuple(
+        _Reach(some, reach, 0, mask[..., some, :reach]) for some, reach in _reaches(queries, keys, mask)
     )
-    return torch.cat(outputs, dim=-2), AttentionRows(*together)
+    return _Mask(reaches, several)
 
 
-def _reaches(queries: int, keys: int, mask: Tensor | None) -> list[tuple[slice, int]]:
+def _length_of_stretches(queries: int) -> int:
+    return max(_QUERIES, -(-queries // _STRETCHES), min(_MORE, -(-queries // _FEW)))
+
+
+def _reaches(queries: int, keys: int, mask: Tensor) -> list[tuple[slice, int]]:
     """Cut the queries where an earlier one sees no late keys, which are then left out: of causal attention nearly half.
 
     Returns:
         Stretches of queries, and how many keys are enough for each; all of them on a device, which would have to be
         waited for.
     """
-    if mask is None or mask.device.type != "cpu" or queries < 2 * _QUERIES or mask.shape[-2] == 1:
+    length = _length_of_stretches(queries)
+    if mask.device.type != "cpu" or queries < 2 * length or mask.stride(-2) == 0:
         return [(slice(0, queries), keys)]
-    seen = (mask != float("-inf")).expand(*mask.shape[:-1], keys).reshape(-1, queries, keys).any(dim=0)
-    length = max(_QUERIES, -(-queries // _STRETCHES))
+    seen = (mask != float("-inf")).reshape(-1, queries, keys).any(dim=0)
     reaches: list[tuple[slice, int]] = []
     for first in range(0, queries, length):
         some = slice(first, min(first + length, queries))
@@ -106,76 +142,103 @@ def _reaches(queries: int, keys: int, mask: Tensor | None) -> list[tuple[slice, 
 
 
 def _attended(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, mask: _Mask, scale: float | None = None
 ) -> tuple[Tensor, AttentionRows]:
-    """Attend with a mask that is added to the scores."""
+    """Attend, and read every row of attention.
+
+    Args:
+        query: [batch, heads, queries, size], float32 or float64.
+        key: [batch, heads or a divisor of them, keys, size].
+        value: [batch, heads or a divisor of them, keys, width].
+        mask: what is seen.
+        scale: of the scores; None for 1 / sqrt(size).
+
+    Returns:
+        [batch, heads, queries, width], zero for queries that see no key; and the rows.
+    """
     batch, heads, queries, size = query.shape
-    keys, dtype = key.shape[-2], query.dtype
-    query = query * (size**-0.5 if scale is None else scale)
-    several = torch.full((queries, 1), keys > 1, device=query.device)
-    if mask is not None:
-        several = (mask > torch.finfo(dtype).min / 2).expand(*mask.shape[:-1], keys).sum(-1, keepdim=True) > 1
-        mask = mask.expand(batch, heads, queries, keys)
     # Heads that share keys and values are attended as one with more queries: nothing is copied for them.
     shared = heads // math.lcm(key.shape[1], value.shape[1])
     groups = heads // shared
-    queried = query.reshape(batch * groups, shared * queries, size)
-    # [batch * groups, length, size]
+    # [batch * groups, keys, size]
     keyed, valued = (
         (one if one.shape[1] == groups else one.repeat_interleave(groups // one.shape[1], dim=1)).flatten(
             0, 1
         )
         for one in (key, value)
     )
-    rows = shared * queries
-    output = queried.new_empty(batch * groups, rows, value.shape[-1])
-    highest, total, product = (queried.new_empty(batch * groups, rows, 1) for _ in range(3))
+    output = query.new_empty(batch, heads, queries, value.shape[-1])
+    # Highest score of a row; with b what a score is below it, sum of exp(b) and of b exp(b).
+    highest, total, product = query.new_empty(3, batch, heads, queries, 1)
+    scale = size**-0.5 if scale is None else scale
     # Below the smallest normal number an exponential takes many times as long, and adds nothing to its row.
-    floor = math.log(torch.finfo(dtype).tiny) + 0.5
-    stretches = list(_stretches(batch, groups, rows * keys, query.device))
-    most = max((_length(sequences) * _length(some) for sequences, some in stretches), default=0)
-    buffers = [queried.new_empty(most, rows, keys) for _ in range(2)]
-    for sequences, some in stretches:
-        shape = _length(sequences), _length(some)
-        first = sequences.start * groups + some.start
-        place = slice(first, first + shape[0] * shape[1])
-        below, weights = (buffer[: shape[0] * shape[1]] for buffer in buffers)
-        top, norm, along = highest[place], total[place], product[place]
-        torch.bmm(queried[place], keyed[place].mT, out=below)
-        if mask is not None:
-            of_heads = slice(some.start * shared, some.stop * shared)
-            below.view(shape[0], -1, queries, keys).add_(mask[sequences, of_heads])
-        torch.amax(below, dim=-1, keepdim=True, out=top)
-        below.sub_(top).clamp_(min=floor)
-        torch.exp(below, out=weights)
-        torch.sum(weights, dim=-1, keepdim=True, out=norm)
-        torch.bmm(weights, valued[place], out=output[place])
-        torch.sum(below.mul_(weights), dim=-1, keepdim=True, out=along)
-    # As torch has it: a query whose keys are all masked by minus infinity gets nothing.
-    output.div_(total).masked_fill_(highest.isneginf(), 0.0)
+    floor = math.log(torch.finfo(query.dtype).tiny) + 0.5
+    scores = shared * max((_length(one.queries) * one.keys for one in mask.reaches), default=0)
+    buffers = query.new_empty(2, _most(batch, groups, scores, query.device) * scores)
+    for sequences, part in _stretches(batch, groups, scores, query.device):
+        first, count = sequences.start * groups + part.start, _length(sequences) * _length(part)
+        place, of_heads = slice(first, first + count), slice(part.start * shared, part.stop * shared)
+        for reach in mask.reaches:
+            here = sequences, of_heads, reach.queries
+            queried = query[here]
+            by_head = *queried.shape[:3], reach.keys
+            shape = count, shared * queried.shape[2], reach.keys
+            below, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+            scored, weighed = below.view(by_head), weights.view(by_head)
+            top, norm = highest[here], total[here]
+            queried, seen = queried.reshape(*shape[:2], size), keyed[place, : reach.keys]
+            torch.baddbmm(below, queried, seen.mT, beta=0, alpha=scale, out=below)
+            if reach.added is not None:
+                scored[..., reach.open_keys :].add_(_of(reach.added, sequences, of_heads))
+            torch.amax(scored, dim=-1, keepdim=True, out=top)
+            scored.sub_(top).clamp_(min=floor)
+            torch.exp(below, out=weights)
+            torch.sum(weighed, dim=-1, keepdim=True, out=norm)
+            taken = torch.bmm(weights, valued[place, : reach.keys])
+            torch.div(taken.view(*by_head[:3], -1), norm, out=output[here])
+            torch.sum(scored.mul_(weighed), dim=-1, keepdim=True, out=product[here])
+    if query.device.type != "cpu" or bool(highest.isneginf().any()):
+        # As torch has it: a query whose keys are all masked by minus infinity gets nothing.
+        output.masked_fill_(highest.isneginf(), 0.0)
+    return output, _rows(*(one.squeeze(-1) for one in (highest, total, product)), mask.several)
+
+
+def _of(mask: Tensor, sequences: slice, heads: slice) -> Tensor:
+    """The mask of some sequences and heads; what holds for all of them as it is."""
+    if mask.ndim > 2 and mask.shape[-3] > 1:
+        mask = mask[..., heads, :, :]
+    return mask[sequences] if mask.ndim > 3 and mask.shape[0] > 1 else mask
+
+
+def _rows(highest: Tensor, total: Tensor, product: Tensor, several: Tensor) -> AttentionRows:
+    """Rows of attention of what was summed, [batch, heads, queries]."""
     # log A_ij = (z_ij - m) - log sum_j exp(z_ij - m), m the highest of the row.
     entropy = total.log() - product / total
-    blind = highest <= torch.finfo(dtype).min / 2
-    highest, total, entropy, seeing = (
-        one.reshape(batch, heads, queries)
-        for one in (
-            highest.masked_fill(blind, float("-inf")),
-            total.reciprocal(),
-            entropy.masked_fill_(blind, float("nan")),
-            ~blind & highest.isfinite(),
-        )
+    most_negative = torch.finfo(highest.dtype).min / 2
+    if highest.device.type == "cpu" and bool((highest.abs() < -most_negative).all()):
+        return AttentionRows(highest, total.reciprocal(), entropy, several.expand_as(highest))
+    blind = highest <= most_negative
+    return AttentionRows(
+        highest.masked_fill(blind, float("-inf")),
+        total.reciprocal(),
+        entropy.masked_fill_(blind, float("nan")),
+        several & ~blind & highest.isfinite(),
     )
-    found = AttentionRows(highest, total, entropy, several.squeeze(-1) & seeing)
-    return output.reshape(batch, heads, queries, -1), found
 
 
 def _length(stretch: slice) -> int:
     return int(stretch.stop - stretch.start)
 
 
+def _most(batch: int, groups: int, scores: int, device: torch.device) -> int:
+    """Sequences times groups of heads that are attended at once."""
+    together = max(1, (_SCORES_CPU if device.type == "cpu" else _SCORES) // max(1, scores))
+    return min(batch, together // groups) * groups if together >= groups else min(together, groups)
+
+
 def _stretches(batch: int, groups: int, scores: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Cut the batch into what is attended at once; where one sequence is too much, its groups of heads."""
-    together = max(1, (_SCORES_CPU if device.type == "cpu" else _SCORES) // max(1, scores))
-    for first in range(0, batch, rows := max(1, together // groups)):
-        for group in range(0, groups, some := min(together, groups)):
+    most = _most(batch, groups, scores, device)
+    for first in range(0, batch, rows := max(1, most // groups)):
+        for group in range(0, groups, some := min(most, groups)):
             yield slice(first, min(first + rows, batch)), slice(group, min(group + some, groups))

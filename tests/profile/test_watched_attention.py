@@ -82,20 +82,30 @@ def test_causal_queries_leave_out_the_keys_that_they_do_not_see(monkeypatch: pyt
     causal = torch.zeros(6, 6).masked_fill_(~torch.ones(6, 6, dtype=torch.bool).tril(), -math.inf)
     assert reach(6, 6, causal) == [(slice(0, 2), 2), (slice(2, 4), 4), (slice(4, 6), 6)]
     # Neither a mask that lets everything through nor one that only adds leaves anything out.
-    assert reach(6, 6, torch.zeros(6, 6)) == reach(6, 6, None) == [(slice(0, 6), 6)]
+    assert reach(6, 6, torch.zeros(6, 6)) == [(slice(0, 6), 6)]
     lowest = causal.clamp(min=torch.finfo(torch.float32).min)
     assert reach(6, 6, lowest) == [
         (slice(0, 6), 6)
     ]  # torch gives a query that sees nothing else its share of these
 
 
-def test_causal_is_the_lower_triangle_and_scale_is_that_asked_for() -> None:
-    query = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(1))
-    found = attend(query, query, query, is_causal=True, scale=2.0)
+@pytest.mark.parametrize(("queries", "keys"), [(6, 6), (7, 3), (3, 7), (9, 8)])
+@pytest.mark.parametrize("stretch", [2, 4, 64])
+def test_causal_is_the_lower_triangle_and_scale_is_that_asked_for(
+    monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, stretch: int
+) -> None:
+    monkeypatch.setattr(watched_attention, "_QUERIES", stretch)
+    generator = torch.Generator().manual_seed(1)
+    query, key = (torch.randn(2, 3, length, 4, generator=generator) for length in (queries, keys))
+    found = attend(query, key, key, is_causal=True, scale=2.0)
     assert found is not None
-    expected = functional.scaled_dot_product_attention(query, query, query, is_causal=True, scale=2.0)
+    expected = functional.scaled_dot_product_attention(query, key, key, is_causal=True, scale=2.0)
     assert torch.allclose(found[0], expected, atol=1e-5)
-    assert found[1].several.tolist() == [[[False] + [True] * 5] * 3] * 2
+    scores = (2 * query @ key.mT).masked_fill(~torch.ones(queries, keys).tril().bool(), -math.inf)
+    truth = attention_rows(scores)
+    for name in ("highest", "largest", "entropy"):
+        assert torch.allclose(getattr(found[1], name), getattr(truth, name), atol=1e-5)
+    assert found[1].several.tolist() == [[[False] + [True] * (queries - 1)] * 3] * 2
     assert found[1].entropy[..., 0].abs().max() < 1e-30
 
 
