@@ -15,9 +15,9 @@ from torch import Tensor
 from hnf_offline.profile.effort import spend
 from hnf_offline.profile.observe import observing
 from hnf_offline.profile.subject import Subject
-from hnf_offline.quantities.activations import Magnitudes
 from hnf_offline.quantities.attention import attention_rows
 from hnf_offline.quantities.logits import predictions
+from hnf_offline.quantities.observed import Observed
 from hnf_offline.quantities.registry import Quantity, computable
 from hnf_offline.run.model.layers import Layer, depth_within
 from hnf_offline.run.model.loss import evaluate
@@ -25,6 +25,8 @@ from hnf_offline.table import Row
 
 #: Sequences that two successive blocks' outputs are compared on.
 COMPARED_SEQUENCES = 4
+#: What several quantities read the same of.
+_READ_ONCE = frozenset({"activation", "gate_output", "residual_stream", "residual_before"})
 #: Numbers that the comparison of several blocks may hold at once, a few times over.
 COMPARED_TOGETHER = 1 << 20
 
@@ -40,9 +42,19 @@ def forward_rows(subject: Subject) -> list[Row]:
     seen: dict[tuple[str, str], dict[str, tuple[Quantity, list[list[Tensor]]]]] = defaultdict(dict)
     together = _OverAllRows()
     for number, half in enumerate(subject.halves):
+        last_block: list[Observed] = []
 
-        def report(path: str, kind: str, seen_here: Mapping[str, Tensor], number: int = number) -> None:
-            observations = read_once(seen_here)
+        def report(
+            path: str,
+            kind: str,
+            seen_here: Mapping[str, Any],
+            number: int = number,
+            last_block: list[Observed] = last_block,
+        ) -> None:
+            observations = read_once(seen_here, *last_block)
+            last_block[:] = (
+                [observations["residual_stream"]] if "residual_stream" in observations else last_block
+            )
             for entry in computable(frozenset(observations), "forward"):
                 _, values = seen[path, kind].setdefault(entry.name, (entry, []))
                 while len(values) <= number:
@@ -119,18 +131,28 @@ def _of_calls(calls: Sequence[Tensor], entry: Quantity) -> Tensor:
     return calls[0] if len(calls) == 1 else _combine(torch.stack(list(calls)), entry.over_batches, None)
 
 
-def read_once(seen: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_once(seen: Mapping[str, Any], before: Observed | None = None) -> dict[str, Any]:
     """Read what is large once, for all quantities that need it.
 
+    Args:
+        seen: what was reported at one place.
+        before: what was read of the block before.
+
     Returns:
-        What quantities are evaluated on: `attention_rows` for scores and attention, `magnitudes` beside an activation.
+        What quantities are evaluated on: `attention_rows` for scores and attention, and `Observed` for activations and
+        the residual stream.
     """
     observations: dict[str, Any] = dict(seen)
     if "attention_scores" in observations:
         scores, attention = observations.pop("attention_scores"), observations.pop("attention")
         observations["attention_rows"] = attention_rows(scores, attention)
-    if "activation" in observations:
-        observations["magnitudes"] = Magnitudes(observations["activation"])
+    known = [] if before is None else [before]
+    for name in _READ_ONCE & observations.keys():
+        values = observations[name]
+        found = next((one for one in known if one.values is values), None)
+        if found is None:
+            known.append(found := Observed(values))
+        observations[name] = found
     return observations
 
 

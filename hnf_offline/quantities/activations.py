@@ -1,4 +1,4 @@
-"""Activations. `activation` is what a block or an activation function gives out, [..., units]; `magnitudes` counts |a|.
+"""Activations. `activation` is what a block or an activation function gives out, [..., units], or what was read of it.
 
 Of functions whose units are on or off (ReLU, GELU, SiLU and their relatives) also `preactivation`, what goes in, its
 highest value of each unit over all tokens, and `gate_output`, which is `activation` again; of tanh and sigmoid
@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from hnf_offline.linalg.vectors import length
+from hnf_offline.quantities.observed import Observed, share_where
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
@@ -31,97 +28,6 @@ SATURATED = 0.99
 BFLOAT16_OVERFLOW = 2.0**128 - 2.0**119
 
 
-class Magnitudes:
-    """Magnitudes of some values, and how many lie beyond a limit; each limit is counted once."""
-
-    def __init__(self, values: Tensor) -> None:
-        """Take the magnitudes.
-
-        Args:
-            values: of any shape.
-        """
-        self._values = values
-        self._counted: dict[tuple[str, float], Tensor] = {}
-        # On a CPU it costs nothing to look at a count; elsewhere it would wait for all work before it.
-        self._seen = values.device.type == "cpu"
-
-    def at_least(self, limit: float) -> Tensor:
-        """Share of magnitudes of at least a limit.
-
-        Returns:
-            A scalar.
-        """
-        return self._share(operator.ge, limit)
-
-    def at_most(self, limit: float) -> Tensor:
-        """Share of magnitudes of at most a limit.
-
-        Returns:
-            A scalar.
-        """
-        return self._share(operator.le, limit)
-
-    def _share(self, compare: Callable[[Any, float], Any], limit: float) -> Tensor:
-        asked = compare.__name__, limit
-        if asked not in self._counted:
-            # Where nothing lies beyond one limit, nothing lies beyond a further one.
-            nearer = (
-                share
-                for (name, other), share in self._counted.items()
-                if name == compare.__name__ and compare(limit, other)
-            )
-            none = next((share for share in nearer if self._seen and not share), None)
-            self._counted[asked] = share_of_magnitudes(self._values, compare, limit) if none is None else none
-        return self._counted[asked]
-
-
-def share_of_magnitudes(values: Tensor, compare: Callable[[Any, float], Any], limit: float) -> Tensor:
-    """Share of values whose magnitudes stand in a relation to a limit.
-
-    Args:
-        values: of any shape.
-        compare: `operator.ge` or `operator.le`.
-        limit: what they are compared with, 0 or more.
-
-    Returns:
-        A scalar, where the values are.
-    """
-    import torch
-
-    if values.device.type != "cpu" or values.dtype.itemsize < 4:
-        return share_where(values.abs(), compare, limit)
-    # Both ends are compared: writing the magnitudes down would take most of the time.
-    numbers = values.detach().numpy()
-    if compare is operator.le:
-        count = np.count_nonzero((numbers <= limit) & (numbers >= -limit))
-    elif limit > 0:
-        count = np.count_nonzero(numbers >= limit) + np.count_nonzero(numbers <= -limit)
-    else:
-        count = np.count_nonzero(numbers == numbers)  # noqa: PLR0124 - all but NaN
-    return torch.tensor(count / max(1, values.numel()), dtype=values.dtype)
-
-
-def share_where(values: Tensor, compare: Callable[[Any, float], Any], limit: float) -> Tensor:
-    """Share of values that stand in a relation to a limit.
-
-    Args:
-        values: of any shape.
-        compare: such as `operator.gt`.
-        limit: what they are compared with.
-
-    Returns:
-        A scalar, where the values are.
-    """
-    import torch
-
-    if values.device.type == "cpu" and values.dtype.itemsize >= 4:
-        # NumPy compares and counts in a third of the time that torch takes on a CPU.
-        count = np.count_nonzero(compare(values.detach().numpy(), limit))
-        return torch.tensor(count / max(1, values.numel()), dtype=values.dtype)
-    chosen: Tensor = compare(values, limit)
-    return chosen.count_nonzero() / values.numel()
-
-
 @quantity(
     "activation.mean",
     unit="activation",
@@ -132,13 +38,13 @@ def share_where(values: Tensor, compare: Callable[[Any, float], Any], limit: flo
     reading="A drift away from its own past is a shift that the next layer has to undo.",
     cannot="Single units can run away while the mean stays.",
 )
-def activation_mean(activation: Tensor) -> Tensor:
+def activation_mean(activation: Tensor | Observed) -> Tensor:
     """Mean of the activations.
 
     Returns:
         A scalar.
     """
-    return activation.mean()
+    return Observed.of(activation).means.mean()
 
 
 @quantity(
@@ -152,29 +58,24 @@ def activation_mean(activation: Tensor) -> Tensor:
     "its past.",
     cannot="A few units with massive activations can make all of it.",
 )
-def activation_variance(activation: Tensor) -> Tensor:
+def activation_variance(activation: Tensor | Observed) -> Tensor:
     """Variance of the activations within a sequence.
 
     Returns:
         A scalar.
     """
-    each = activation.flatten(1) if activation.ndim > 2 else activation.reshape(1, -1)
-    means = each.mean(dim=1, keepdim=True)
-    if activation.device.type == "cpu" and activation.dtype.itemsize >= 4:
+    seen = Observed.of(activation)
+    if seen.values.device.type == "cpu" and seen.values.dtype.itemsize >= 4:
         # One pass over the values, where their mean does not use the digits up.
-        squares = _mean_squares(activation, each)
-        variances = squares - means.squeeze(1).to(squares).square()
+        squares = seen.mean_squares
+        variances = squares - seen.means.to(squares).square()
         if bool((variances > _CLEAR_SHARE * squares).all()):
             return variances.mean()
-    centred = each - means
+    centred = seen.each - seen.means.unsqueeze(1)
     # The mean that was taken off is rounded itself: what is left of it is no variance.
     left = centred.mean(dim=1)
-    return (_mean_squares(centred.reshape(activation.shape), each) - left.square()).mean()
-
-
-def _mean_squares(values: Tensor, each: Tensor) -> Tensor:
-    # By units first: one long sum of squares would lose digits. [sequences], as many as in `each`.
-    return length(values).square().reshape(len(each), -1).sum(dim=1) / each.shape[1]
+    around = Observed(centred.reshape(seen.values.shape))
+    return (around.mean_squares - left.square()).mean()
 
 
 @quantity(
@@ -188,13 +89,13 @@ def _mean_squares(values: Tensor, each: Tensor) -> Tensor:
     reading="With activation.largest: the range; growth over steps goes towards overflow.",
     cannot="One token and one unit decide it.",
 )
-def activation_smallest(activation: Tensor) -> Tensor:
+def activation_smallest(activation: Tensor | Observed) -> Tensor:
     """Lowest activation.
 
     Returns:
         A scalar.
     """
-    return activation.amin()
+    return Observed.of(activation).lowest
 
 
 @quantity(
@@ -208,13 +109,13 @@ def activation_smallest(activation: Tensor) -> Tensor:
     reading="Float16 ends at 65504; growth over steps goes towards overflow.",
     cannot="One token and one unit decide it; massive activations of a few units are normal in trained models.",
 )
-def activation_largest(activation: Tensor) -> Tensor:
+def activation_largest(activation: Tensor | Observed) -> Tensor:
     """Highest activation.
 
     Returns:
         A scalar.
     """
-    return activation.amax()
+    return Observed.of(activation).highest
 
 
 @quantity(
@@ -228,13 +129,14 @@ def activation_largest(activation: Tensor) -> Tensor:
     reading="Anything above 0: under float16 this place makes infinities.",
     cannot="What happens inside the operation before its output: see precision.nonfinite_fp16 at tier full.",
 )
-def overflow_fp16(magnitudes: Magnitudes) -> Tensor:
+def overflow_fp16(activation: Tensor | Observed) -> Tensor:
     """Share of activations that overflow in float16.
 
     Returns:
         A scalar.
     """
-    return magnitudes.at_least(65520.0) - magnitudes.at_least(math.inf)
+    seen = Observed.of(activation)
+    return seen.at_least(65520.0) - seen.at_least(math.inf)
 
 
 @quantity(
@@ -247,13 +149,14 @@ def overflow_fp16(magnitudes: Magnitudes) -> Tensor:
     reading="Harmless where large values stand beside; of all values it means that the layer's signal is lost.",
     cannot="Values just above lose most of their digits (below 2^-14 they are subnormal) and do not count.",
 )
-def underflow_fp16(magnitudes: Magnitudes) -> Tensor:
+def underflow_fp16(activation: Tensor | Observed) -> Tensor:
     """Share of activations that underflow in float16.
 
     Returns:
         A scalar.
     """
-    return magnitudes.at_most(2.0**-25) - magnitudes.at_most(0.0)
+    seen = Observed.of(activation)
+    return seen.at_most(2.0**-25) - seen.at_most(0.0)
 
 
 @quantity(
@@ -267,13 +170,14 @@ def underflow_fp16(magnitudes: Magnitudes) -> Tensor:
     reading="Above 0 only where float32 itself is about to overflow.",
     cannot="bfloat16 loses digits, not range: see precision.output_error_bf16 at tier full.",
 )
-def overflow_bf16(magnitudes: Magnitudes) -> Tensor:
+def overflow_bf16(activation: Tensor | Observed) -> Tensor:
     """Share of activations that overflow in bfloat16.
 
     Returns:
         A scalar.
     """
-    return magnitudes.at_least(BFLOAT16_OVERFLOW) - magnitudes.at_least(math.inf)
+    seen = Observed.of(activation)
+    return seen.at_least(BFLOAT16_OVERFLOW) - seen.at_least(math.inf)
 
 
 @quantity(
@@ -286,13 +190,14 @@ def overflow_bf16(magnitudes: Magnitudes) -> Tensor:
     reading="Above 0 only for values at the end of float32's own range, such as tails of GELU.",
     cannot="bfloat16 loses digits, not range: see precision.output_error_bf16 at tier full.",
 )
-def underflow_bf16(magnitudes: Magnitudes) -> Tensor:
+def underflow_bf16(activation: Tensor | Observed) -> Tensor:
     """Share of activations that underflow in bfloat16.
 
     Returns:
         A scalar.
     """
-    return magnitudes.at_most(2.0**-134) - magnitudes.at_most(0.0)
+    seen = Observed.of(activation)
+    return seen.at_most(2.0**-134) - seen.at_most(0.0)
 
 
 @quantity(
@@ -324,13 +229,13 @@ def positive_share(preactivation: Tensor) -> Tensor:
     reading="For ReLU 1 - positive_share; for GELU and SiLU above 0 only where values underflow.",
     cannot="Cannot tell units that are always off from units that are often off: see activation.dead_share.",
 )
-def zero_share(gate_output: Tensor) -> Tensor:
+def zero_share(gate_output: Tensor | Observed) -> Tensor:
     """Share of activations that are exactly zero.
 
     Returns:
         A scalar.
     """
-    return share_where(gate_output, operator.eq, 0.0)
+    return Observed.of(gate_output).at_most(0.0)
 
 
 @quantity(

@@ -133,4 +133,4 @@ def attention_saturation(attention_rows: AttentionRows) -> Tensor:
 
 def _unless_broken(rows: AttentionRows, values: Tensor) -> Tensor:
     """What heads have, [heads], but NaN where a score is: neither a mean over other rows nor a share would show it."""
-    return values.masked_fill(rows.highest.isnan().any(dim=2).any(dim=0), float("nan"))
+    return values.masked_fill(rows.highest.amax(dim=(0, 2)).isnan(), float("nan"))

@@ -1,19 +1,17 @@
-"""The residual stream. `residual_stream` is a block's output, [batch, tokens, width], `residual_before` its input."""
+"""The residual stream. `residual_stream` is a block's output, [batch, tokens, width], `residual_before` its input.
+
+Both are tensors, or what was read of them.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hnf_offline.linalg.vectors import length
+from hnf_offline.quantities.observed import Observed
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _squares(stream: Tensor) -> Tensor:
-    """Mean square over the width; [batch, tokens]."""
-    return length(stream).square() / stream.shape[-1]
 
 
 @quantity(
@@ -27,13 +25,13 @@ def _squares(stream: Tensor) -> Tensor:
     reading="Slow growth over depth is normal; growth over steps is a drift that leads by hundreds of steps.",
     cannot="Cannot name the sub-layer that writes too much.",
 )
-def residual_rms(residual_stream: Tensor) -> Tensor:
+def residual_rms(residual_stream: Tensor | Observed) -> Tensor:
     """Root mean square of the residual stream after a block.
 
     Returns:
         A scalar.
     """
-    return _squares(residual_stream).mean().sqrt()
+    return Observed.of(residual_stream).mean_squares.mean().sqrt()
 
 
 @quantity(
@@ -50,11 +48,11 @@ def residual_rms(residual_stream: Tensor) -> Tensor:
     "growth with depth.",
     cannot="Cannot say which sub-layer writes too much.",
 )
-def residual_growth(residual_before: Tensor, residual_stream: Tensor) -> Tensor:
+def residual_growth(residual_before: Tensor | Observed, residual_stream: Tensor | Observed) -> Tensor:
     """Growth of the residual stream's root mean square over one block.
 
     Returns:
         A scalar.
     """
-    after, before = (_squares(stream).flatten(1).mean(dim=1) for stream in (residual_stream, residual_before))
+    after, before = (Observed.of(stream).mean_squares for stream in (residual_stream, residual_before))
     return (after / before).sqrt().mean()

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hnf_offline.quantities.activations import (
-    Magnitudes,
     activation_largest,
     activation_mean,
     activation_smallest,
@@ -25,6 +24,7 @@ from hnf_offline.quantities.activations import (
     underflow_fp16,
     zero_share,
 )
+from hnf_offline.quantities.observed import Observed
 from hnf_offline.quantities.residual import residual_growth
 from hnf_offline.quantities.similarity import (
     linear_cka,
@@ -56,7 +56,7 @@ def test_moments_and_range_of_a_few_numbers() -> None:
 def test_shares_beyond_limits_do_not_depend_on_what_was_asked_before(
     limits: list[tuple[bool, float]], values: list[float]
 ) -> None:
-    magnitudes = Magnitudes(torch.tensor(values))
+    magnitudes = Observed(torch.tensor(values))
     for least, limit in limits:
         found = magnitudes.at_least(limit) if least else magnitudes.at_most(limit)
         exact = sum(abs(value) >= limit if least else abs(value) <= limit for value in values) / len(values)
@@ -72,10 +72,10 @@ def test_the_variance_does_not_lose_its_digits_to_the_mean(mean: float) -> None:
 
 def test_what_half_precisions_cannot_hold() -> None:
     # 65519 still rounds to 65504 in float16, 65520 does not; 2^-25 rounds to 0, a little more to 2^-24.
-    fp16 = Magnitudes(torch.tensor([65519.0, 65520.0, -1e6, math.inf, 0.0, 2.0**-25, 2.0**-25 * 1.01, 1.0]))
+    fp16 = Observed(torch.tensor([65519.0, 65520.0, -1e6, math.inf, 0.0, 2.0**-25, 2.0**-25 * 1.01, 1.0]))
     assert overflow_fp16(fp16).item() == 2 / 8
     assert underflow_fp16(fp16).item() == 1 / 8
-    bf16 = Magnitudes(torch.tensor([3.38e38, 3.4e38, 2.0**-134, 2.0**-133, 0.0]))
+    bf16 = Observed(torch.tensor([3.38e38, 3.4e38, 2.0**-134, 2.0**-133, 0.0]))
     assert overflow_bf16(bf16).item() == pytest.approx(1 / 5)
     assert underflow_bf16(bf16).item() == pytest.approx(1 / 5)
 
