@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hnf_offline.quantities.attention import attention_rows
 from hnf_offline.quantities.logits import predictions
 from hnf_offline.quantities.observed import Observed
 from hnf_offline.quantities.registry import Quantity, computable
+from hnf_offline.quantities.similarity import Compared
 from hnf_offline.run.model.layers import Layer, depth_within
 from hnf_offline.run.model.loss import evaluate
 from hnf_offline.table import Row
@@ -161,9 +163,11 @@ class _OverAllRows:
 
     def __init__(self) -> None:
         self._highest: dict[tuple[str, str], Tensor] = {}
-        self._compared: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        # site -> the first sequences that its block gives out, and what went into it, of each call
+        self._compared: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
+        self._last: tuple[Observed, Tensor] | None = None
 
-    def see(self, site: tuple[str, str], observations: Mapping[str, Tensor]) -> None:
+    def see(self, site: tuple[str, str], observations: Mapping[str, Any]) -> None:
         """Keep of an observation what is needed: the highest value of every unit, the first few sequences."""
         if "preactivation" in observations:
             units = observations["preactivation"].flatten(0, -2).amax(dim=0)
@@ -172,32 +176,53 @@ class _OverAllRows:
             fits = known is not None and known.shape == units.shape
             self._highest[site] = torch.maximum(known, units) if known is not None and fits else units
         if "stream_before" in observations:
-            pairs = self._compared[site]
-            room = COMPARED_SEQUENCES - sum(len(stream) for stream, _ in pairs)
-            alike = all(stream.shape[1:] == observations["stream"].shape[1:] for stream, _ in pairs)
-            if room > 0 and alike:
-                before, after = (observations[name][:room].clone() for name in ("stream_before", "stream"))
-                pairs.append((after, before))
+            self._keep(site, observations)
 
-    def observations(self) -> Iterator[tuple[list[tuple[str, str]], dict[str, Tensor]]]:
+    def _keep(self, site: tuple[str, str], observations: Mapping[str, Any]) -> None:
+        after, before = self._compared.setdefault(site, ([], []))
+        room = COMPARED_SEQUENCES - sum(len(stream) for stream in after)
+        stream, stream_before = (observations[name][:room] for name in ("stream", "stream_before"))
+        if room <= 0 or any(known.shape[1:] != stream.shape[1:] for known in after):
+            return
+        # What the block before gave out is kept already.
+        known = None
+        if self._last is not None and self._last[0] is observations["residual_before"]:
+            known = self._last[1]
+        before.append(known if known is not None and known.shape == stream.shape else stream_before.clone())
+        after.append(stream.clone())
+        self._last = observations["residual_stream"], after[-1]
+
+    def observations(self) -> Iterator[tuple[list[tuple[str, str]], dict[str, Any]]]:
         """Give what was kept.
 
         Yields:
-            Sites, and what can be evaluated there: of sites that look alike together, one after another.
+            Sites, and what can be evaluated there: of blocks that follow each other together, one after another.
         """
         for site, units in self._highest.items():
             yield [site], {"highest_preactivation": units}
-        alike: dict[torch.Size, list[tuple[tuple[str, str], Tensor, Tensor]]] = defaultdict(list)
-        for site, pairs in self._compared.items():
-            after, before = (torch.cat(streams) for streams in zip(*pairs, strict=True))
-            alike[after.shape].append((site, after, before))
-        for shape, found in alike.items():
+        for chain in self._chains():
+            first_after, _ = self._compared[chain[0]]
             # What is largest of them: distances between all tokens of a sequence.
-            together = max(1, COMPARED_TOGETHER // max(1, shape[0] * shape[1] * max(shape[1:])))
-            for first in range(0, len(found), together):
-                sites, after_all, before_all = zip(*found[first : first + together], strict=True)
-                streams = {"sequences": torch.stack(after_all), "sequences_before": torch.stack(before_all)}
-                yield list(sites), streams
+            rows, tokens, width = sum(map(len, first_after)), *first_after[0].shape[1:]
+            together = max(1, COMPARED_TOGETHER // max(1, rows * tokens * max(tokens, width)))
+            for first in range(0, len(chain), together):
+                sites = chain[first : first + together]
+                streams = [self._compared[sites[0]][1], *(self._compared[site][0] for site in sites)]
+                before, after = Compared(torch.stack([torch.cat(pieces) for pieces in streams])).successive()
+                yield sites, {"sequences": after, "sequences_before": before}
+
+    def _chains(self) -> list[list[tuple[str, str]]]:
+        """Blocks in order, cut where one does not take what the one before it gave out."""
+        chains: list[list[tuple[str, str]]] = []
+        last: list[Tensor] = []
+        for site, (after, before) in self._compared.items():
+            follows = len(last) == len(before) and all(map(operator.is_, last, before))
+            if follows and chains:
+                chains[-1].append(site)
+            else:
+                chains.append([site])
+            last = after
+        return chains
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

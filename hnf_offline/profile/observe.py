@@ -46,6 +46,8 @@ _SIMPLE_CALLS = frozenset({
 #: Classes of activation functions, of torch and transformers: units that are on or off, and bounded ones.
 _GATE_CLASS = re.compile(r"(relu|gelu|silu|swish|mish)", re.IGNORECASE)
 _BOUNDED_CLASS = re.compile(r"^(Tanh|Sigmoid)$")
+#: Modules in which nothing is to be seen; their subclasses may do more.
+_PLAIN = frozenset({nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.Conv1d, nn.Conv2d})
 #: Tokens that two blocks' outputs are compared on.
 COMPARED_TOKENS = 512
 #: Fewer tokens say nothing of similarity.
@@ -172,12 +174,11 @@ def observing(module: nn.Module, report: Reporter, *, whole_scores: bool = False
     before: list[Tensor] = []
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for path, part in module.named_modules():
-        handles.append(part.register_forward_pre_hook(_enter(path, running, aside)))
-        handles.append(
-            part.register_forward_hook(
-                _leave(path, before if path in blocks else None, running, aside), always_call=True
-            )
-        )
+        if type(part) in _PLAIN:
+            continue
+        leave = _leave(path, before if path in blocks else None, path in functions, running, aside)
+        handles.append(part.register_forward_pre_hook(_enter(path, is_norm(part), running, aside)))
+        handles.append(part.register_forward_hook(leave, always_call=True))
     # In eval mode torch's encoder layers would take one fused kernel for everything and show nothing.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -192,10 +193,12 @@ def observing(module: nn.Module, report: Reporter, *, whole_scores: bool = False
             handle.remove()
 
 
-def _enter(path: str, running: list[str], report: Reporter) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _enter(
+    path: str, norm: bool, running: list[str], report: Reporter
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(part: nn.Module, arguments: tuple[Any, ...]) -> None:
         running.append(path)
-        if is_norm(part) and arguments and isinstance(arguments[0], Tensor):
+        if norm and arguments and isinstance(arguments[0], Tensor):
             stream = (
                 arguments[0].detach().float() if arguments[0].dtype.itemsize < 4 else arguments[0].detach()
             )
@@ -215,13 +218,14 @@ def _is_function(part: nn.Module) -> bool:
 
 
 def _leave(
-    path: str, before: list[Tensor] | None, running: list[str], report: Reporter
+    path: str, before: list[Tensor] | None, function: bool, running: list[str], report: Reporter
 ) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     """Make the hook that runs after a module.
 
     Args:
         path: the module's.
         before: of a block: holds the output of the block before; None for everything else.
+        function: whether it is an activation function.
         running: the stack of modules that are running.
         report: called with what is seen.
 
@@ -231,6 +235,8 @@ def _leave(
 
     def hook(part: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         running.pop()
+        if before is None and not function:
+            return
         stream = output[0] if isinstance(output, tuple | list) and output else output
         if not isinstance(stream, Tensor):
             return
@@ -238,7 +244,7 @@ def _leave(
         if before is not None:
             report(path, "block", _block(stream, before))
             before[:] = [stream]
-        elif _is_function(part) and arguments and isinstance(arguments[0], Tensor):
+        elif arguments and isinstance(arguments[0], Tensor):
             name = type(part).__name__
             if _BOUNDED_CLASS.match(name):
                 bounded = 2 * stream - 1 if name == "Sigmoid" else stream

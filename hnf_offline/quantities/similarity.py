@@ -1,11 +1,12 @@
 """How much two successive blocks' outputs have in common.
 
 `sequences` and `sequences_before` are [..., sequences, tokens, width]: the first four that are replayed, of each at
-most 512 tokens, evenly spaced. Everything is measured within each sequence and averaged.
+most 512 tokens, evenly spaced; or what was read of them. Everything is measured within each sequence and averaged.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,22 +23,84 @@ NEIGHBOURS = 3
 _POWER_STEPS = 30
 
 
-def _unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
-    """Unbiased Hilbert-Schmidt independence criterion of Gram matrices without diagonal, [..., n, n]."""
-    n = left.shape[-1]
-    shared = (left * right).sum(dim=(-2, -1))
-    columns = left.sum(dim=-2), right.sum(dim=-2)
-    sums = columns[0].sum(dim=-1) * columns[1].sum(dim=-1) / ((n - 1) * (n - 2))
-    cross = (columns[0] * columns[1]).sum(dim=-1) * 2 / (n - 2)
+class Compared:
+    """Blocks' outputs [..., sequences, tokens, width], read once: what one block gives out is what the next one takes.
+
+    Attributes:
+        values: the tensor.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        """Hold the streams; nothing is read yet.
+
+        Args:
+            values: [..., sequences, tokens, width].
+        """
+        self.values = values
+
+    @staticmethod
+    def of(values: Tensor | Compared) -> Compared:
+        """Take streams as they are, or as they were read already.
+
+        Returns:
+            What was given, where it is of this class.
+        """
+        return values if isinstance(values, Compared) else Compared(values)
+
+    def successive(self) -> tuple[Compared, Compared]:
+        """Split streams of blocks in order into what each block but the first takes, and what it gives out.
+
+        Returns:
+            All but the last, and all but the first; what is read of them is read now.
+        """
+        before, after = Compared(self.values[:-1]), Compared(self.values[1:])
+        for name in ("gram", "columns", "dependence", "component", "apart"):
+            read = getattr(self, name)
+            setattr(before, name, read[:-1])
+            setattr(after, name, read[1:])
+        return before, after
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """The streams less their mean over the tokens, float64."""
+        wide = self.values.double()
+        return wide - wide.mean(dim=-2, keepdim=True)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products of tokens without those with themselves, [..., sequences, tokens, tokens]."""
+        gram = self.centred @ self.centred.mT
+        gram.diagonal(dim1=-2, dim2=-1).zero_()
+        return gram
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Sums of the Gram matrix over its rows or columns, [..., sequences, tokens]."""
+        return self.gram.sum(dim=-1)
+
+    @cached_property
+    def dependence(self) -> Tensor:
+        """HSIC of each stream with itself, [..., sequences]."""
+        return _unbiased_hsic(self, self)
+
+    @cached_property
+    def component(self) -> Tensor:
+        """Scores of the tokens along the leading principal component, [..., sequences, tokens]."""
+        return _principal_component(self.centred)
+
+    @cached_property
+    def apart(self) -> Tensor:
+        """Distances between these scores, [..., sequences, tokens, tokens]."""
+        return _distances(self.component)
+
+
+def _unbiased_hsic(one: Compared, other: Compared) -> Tensor:
+    """Unbiased Hilbert-Schmidt independence criterion of Gram matrices without diagonal, [..., sequences]."""
+    n = one.gram.shape[-1]
+    shared = (one.gram.flatten(-2).unsqueeze(-2) @ other.gram.flatten(-2).unsqueeze(-1)).squeeze((-2, -1))
+    sums = one.columns.sum(dim=-1) * other.columns.sum(dim=-1) / ((n - 1) * (n - 2))
+    cross = (one.columns * other.columns).sum(dim=-1) * 2 / (n - 2)
     return (shared + sums - cross) / (n * (n - 3))
-
-
-def _gram(stream: Tensor) -> Tensor:
-    wide = stream.double()
-    centred = wide - wide.mean(dim=-2, keepdim=True)
-    gram = centred @ centred.mT
-    gram.diagonal(dim1=-2, dim2=-1).zero_()
-    return gram
 
 
 @quantity(
@@ -53,15 +116,15 @@ def _gram(stream: Tensor) -> Tensor:
     reading="1: the block leaves all relations between tokens as they are; near 0: it replaces them.",
     cannot="Large directions decide it: a few massive activations can hold it at 1 while everything else changes.",
 )
-def linear_cka(sequences_before: Tensor, sequences: Tensor) -> Tensor:
+def linear_cka(sequences_before: Tensor | Compared, sequences: Tensor | Compared) -> Tensor:
     """Linear centred kernel alignment between the inputs and outputs of a block, unbiased in the tokens.
 
     Returns:
         [...], about 0 for independent streams whatever the width; NaN for fewer than 4 tokens.
     """
-    left, right = _gram(sequences_before), _gram(sequences)
-    cross = _unbiased_hsic(left, right)
-    return (cross / (_unbiased_hsic(left, left).sqrt() * _unbiased_hsic(right, right).sqrt())).mean(dim=-1)
+    before, after = Compared.of(sequences_before), Compared.of(sequences)
+    cross = _unbiased_hsic(before, after)
+    return (cross / (before.dependence.sqrt() * after.dependence.sqrt())).mean(dim=-1)
 
 
 @quantity(
@@ -80,15 +143,13 @@ def linear_cka(sequences_before: Tensor, sequences: Tensor) -> Tensor:
     "1411.2003), and "
     "one direction says nothing of the others; tokens of a sequence are not independent.",
 )
-def principal_information(sequences_before: Tensor, sequences: Tensor) -> Tensor:
+def principal_information(sequences_before: Tensor | Compared, sequences: Tensor | Compared) -> Tensor:
     """Mutual information between the first principal components of a block's inputs and outputs.
 
     Returns:
         [...]; may be slightly negative for independent ones; NaN for fewer than 5 tokens.
     """
-    return nearest_neighbour_information(
-        _principal_component(sequences_before.double()), _principal_component(sequences.double())
-    ).mean(dim=-1)
+    return _information(Compared.of(sequences_before).apart, Compared.of(sequences).apart).mean(dim=-1)
 
 
 def nearest_neighbour_information(x: Tensor, y: Tensor) -> Tensor:
@@ -103,16 +164,25 @@ def nearest_neighbour_information(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Kraskov, Stoegbauer & Grassberger 2004 (arXiv cond-mat/0305641), algorithm 1.
     """
+    return _information(_distances(x), _distances(y))
+
+
+def _distances(scalars: Tensor) -> Tensor:
+    """Distances between all of [..., n], [..., n, n]."""
+    return (scalars.unsqueeze(-1) - scalars.unsqueeze(-2)).abs_()
+
+
+def _information(apart_x: Tensor, apart_y: Tensor) -> Tensor:
+    """Mutual information of two scalars whose distances are given, [...]."""
     import torch
 
-    n = x.shape[-1]
+    n = apart_x.shape[-1]
     if n <= NEIGHBOURS + 1:
-        return torch.full_like(x[..., 0], torch.nan)
-    apart_x, apart_y = ((one.unsqueeze(-1) - one.unsqueeze(-2)).abs_() for one in (x, y))
+        return torch.full_like(apart_x[..., 0, 0], torch.nan)
     radius = _distance_to_neighbour(torch.maximum(apart_x, apart_y))
     # The counts hold the point itself, which is the "+ 1" of the formula.
-    within = [_count(apart < radius).clamp_min(1).to(x.dtype) for apart in (apart_x, apart_y)]
-    constants = torch.digamma(x.new_tensor([float(NEIGHBOURS), float(n)])).sum()
+    within = [_count(apart < radius).clamp_min(1).to(apart_x.dtype) for apart in (apart_x, apart_y)]
+    constants = torch.digamma(apart_x.new_tensor([float(NEIGHBOURS), float(n)])).sum()
     return constants - (torch.digamma(within[0]) + torch.digamma(within[1])).mean(dim=-1)
 
 
@@ -136,9 +206,8 @@ def _distance_to_neighbour(apart: Tensor) -> Tensor:
     return apart.topk(NEIGHBOURS + 1, dim=-1, largest=False).values.amax(dim=-1, keepdim=True)
 
 
-def _principal_component(stream: Tensor) -> Tensor:
+def _principal_component(centred: Tensor) -> Tensor:
     """Scores of the tokens along each sequence's leading principal component, scaled to unit variance."""
-    centred = stream - stream.mean(dim=-2, keepdim=True)
     # Started at the token that is furthest from the mean: no random numbers, and rarely orthogonal to the answer.
     furthest = centred.square().sum(dim=-1).argmax(dim=-1)[..., None, None]
     direction = centred.gather(-2, furthest.expand(*centred.shape[:-2], 1, centred.shape[-1])).mT
