@@ -39,55 +39,64 @@ def forward_rows(subject: Subject) -> list[Row]:
     Returns:
         Rows of the forward tier.
     """
-    # site -> quantity -> one tensor a call of each half; kept on the device until the end, so that nothing waits.
-    # (By name: all texts of a quantity would be hashed.)
-    seen: dict[tuple[str, str], dict[str, tuple[Quantity, list[list[Tensor]]]]] = defaultdict(dict)
-    together = _OverAllRows()
+    seen = _Seen()
     for number, half in enumerate(subject.halves):
-        last_block: list[Observed] = []
-
-        def report(
-            path: str,
-            kind: str,
-            seen_here: Mapping[str, Any],
-            number: int = number,
-            last_block: list[Observed] = last_block,
-        ) -> None:
-            observations = read_once(seen_here, *last_block)
-            last_block[:] = (
-                [observations["residual_stream"]] if "residual_stream" in observations else last_block
-            )
-            for entry in computable(frozenset(observations), "forward"):
-                _, values = seen[path, kind].setdefault(entry.name, (entry, []))
-                while len(values) <= number:
-                    values.append([])
-                values[number].append(entry.function(*(observations[name] for name in entry.inputs)))
-            together.see((path, kind), observations)
-
-        with observing(subject.module, report):
+        seen.half = number
+        with observing(subject.module, seen.report):
             outcome = evaluate(subject.module, half.tokens, half.labels)
         spend("forward", len(half.tokens))
         whole: dict[str, Tensor] = {"loss": outcome.loss.detach()}
         if outcome.logits is not None and outcome.targets is not None:
             whole |= predictions(outcome.logits.detach(), outcome.targets)
-        report("", "model", whole)
-    for sites_alike, observations in together.observations():
-        for entry in computable(frozenset(observations), "forward"):
-            each = entry.function(*(observations[name] for name in entry.inputs))
-            for site, value in zip(sites_alike, each.reshape(len(sites_alike)), strict=True):
-                seen[site][entry.name] = entry, [[value]]
-    sites = [(site, *found) for site, entries in seen.items() for found in entries.values()]
+        seen.report("", "model", whole)
+    seen.over_all_rows()
+    sites = [(site, *found) for site, entries in seen.values.items() for found in entries.values()]
     # A module called twice in one pass (ALBERT's shared block) shows each call; the worst one counts.
     measured = fetched([
         torch.stack([_of_calls(calls, entry) for calls in values]) for _, entry, values in sites
     ])
     entries = [entry for _, entry, _ in sites]
-    depths = {(path, kind): _depth(subject.layers, path, kind) for path, kind in seen}
+    depths = {(path, kind): _depth(subject.layers, path, kind) for path, kind in seen.values}
     rows: list[Row] = []
     for at, spread in _over_halves(subject, entries, measured):
         path, kind = sites[at][0]
         rows += _rows((subject.step, path, kind, depths[path, kind]), entries[at], spread, subject.name)
     return rows
+
+
+class _Seen:
+    """What quantities come to at every place.
+
+    Attributes:
+        values: site -> quantity -> one tensor a call of each half; kept on the device until the end, so that nothing
+            waits. (By name: all texts of a quantity would be hashed.)
+        half: which half of the rows is on its way through the model.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str], dict[str, tuple[Quantity, list[list[Tensor]]]]] = defaultdict(dict)
+        self.half = 0
+        self._together = _OverAllRows()
+        self._last_block: Observed | None = None
+
+    def report(self, path: str, kind: str, seen_here: Mapping[str, Any]) -> None:
+        """Evaluate what can be of something that was seen."""
+        observations = read_once(seen_here, self._last_block)
+        self._last_block = observations.get("residual_stream", self._last_block)
+        for entry in computable(frozenset(observations), "forward"):
+            _, values = self.values[path, kind].setdefault(entry.name, (entry, []))
+            while len(values) <= self.half:
+                values.append([])
+            values[self.half].append(entry.function(*(observations[name] for name in entry.inputs)))
+        self._together.see((path, kind), observations)
+
+    def over_all_rows(self) -> None:
+        """Evaluate what needs to have seen all rows."""
+        for sites, observations in self._together.observations():
+            for entry in computable(frozenset(observations), "forward"):
+                each = entry.function(*(observations[name] for name in entry.inputs))
+                for site, value in zip(sites, each.reshape(len(sites)), strict=True):
+                    self.values[site][entry.name] = entry, [[value]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,7 +41,11 @@ def attend(
         return None
     queries, keys = query.shape[-2], key.shape[-2]
     if is_causal:
-        return _attended(query, key, value, _causal(queries, keys, query.dtype, query.device), scale)
+        on_cpu = query.device.type == "cpu"
+        length = _length_of_stretches(queries) if on_cpu else queries
+        # On a CPU it is small, and the same for every layer.
+        causal = _causal if on_cpu else _causal.__wrapped__
+        return _attended(query, key, value, causal(queries, keys, length, query.dtype, query.device), scale)
     if attn_mask is None:
         return _attended(query, key, value, _unmasked(queries, keys, query.device), scale)
     return _attended(query, key, value, _masked(attn_mask, queries, keys, query.dtype), scale)
@@ -90,9 +95,9 @@ def _unmasked(queries: int, keys: int, device: torch.device) -> _Mask:
     return _Mask((_Reach(slice(0, queries), keys, keys, None),), several)
 
 
-def _causal(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> _Mask:
-    """Query i sees keys up to i."""
-    length = _length_of_stretches(queries) if device.type == "cpu" else queries
+@lru_cache(maxsize=2)
+def _causal(queries: int, keys: int, length: int, dtype: torch.dtype, device: torch.device) -> _Mask:
+    """Query i sees keys up to i; in stretches of some queries."""
     above = torch.full((length, min(length, keys)), float("-inf"), dtype=dtype, device=device).triu_(1)
     reaches = []
     for first in range(0, queries, length):
