@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -165,17 +165,17 @@ def observing(module: nn.Module, report: Reporter, *, whole_scores: bool = False
 
     def aside(path: str, kind: str, observations: dict[str, Any]) -> None:
         # What is computed of an observation is no part of the forward pass: nobody need watch it.
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
+        operations = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+        with operations, torch._C.DisableTorchFunction():
             report(path, kind, observations)
 
     running: list[str] = [""]
     blocks = set(blocks_of(module))
-    functions = frozenset(path for path, part in module.named_modules() if _is_function(part))
+    watched = [(path, part) for path, part in module.named_modules() if type(part) not in _PLAIN]
+    functions = frozenset(path for path, part in watched if _is_function(part))
     before: list[Tensor] = []
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    for path, part in module.named_modules():
-        if type(part) in _PLAIN:
-            continue
+    for path, part in watched:
         leave = _leave(path, before if path in blocks else None, path in functions, running, aside)
         handles.append(part.register_forward_pre_hook(_enter(path, is_norm(part), running, aside)))
         handles.append(part.register_forward_hook(leave, always_call=True))
