@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -202,10 +203,21 @@ def _attended(
             taken = torch.bmm(weights, valued[place, : reach.keys])
             torch.div(taken.view(*by_head[:3], -1), norm, out=output[here])
             torch.sum(scored.mul_(weighed), dim=-1, keepdim=True, out=product[here])
-    if query.device.type != "cpu" or bool(highest.isneginf().any()):
-        # As torch has it: a query whose keys are all masked by minus infinity gets nothing.
-        output.masked_fill_(highest.isneginf(), 0.0)
-    return output, _rows(*(one.squeeze(-1) for one in (highest, total, product)), mask.several)
+    several = mask.several.expand(batch, heads, queries)
+    # log A_ij = (z_ij - m) - log sum_j exp(z_ij - m), m the highest of the row.
+    entropy = total.log() - product.div_(total)
+    rows = AttentionRows(*(one.squeeze(-1) for one in (highest, total.reciprocal(), entropy)), several)
+    if _all_see(highest):
+        return output, rows
+    # As torch has it: a query whose keys are all masked by minus infinity gets nothing.
+    return output.masked_fill_(highest.isneginf(), 0.0), _opened(rows)
+
+
+def _all_see(highest: Tensor) -> bool:
+    """Whether every query sees a key, and no score is infinite; False where to look at it would mean to wait."""
+    if highest.device.type != "cpu":
+        return False
+    return bool(np.abs(highest.numpy()).max(initial=0.0) < -torch.finfo(highest.dtype).min / 2)
 
 
 def _of(mask: Tensor, sequences: slice, heads: slice) -> Tensor:
@@ -215,19 +227,14 @@ def _of(mask: Tensor, sequences: slice, heads: slice) -> Tensor:
     return mask[sequences] if mask.ndim > 3 and mask.shape[0] > 1 else mask
 
 
-def _rows(highest: Tensor, total: Tensor, product: Tensor, several: Tensor) -> AttentionRows:
-    """Rows of attention of what was summed, [batch, heads, queries]."""
-    # log A_ij = (z_ij - m) - log sum_j exp(z_ij - m), m the highest of the row.
-    entropy = total.log() - product / total
-    most_negative = torch.finfo(highest.dtype).min / 2
-    if highest.device.type == "cpu" and bool((highest.abs() < -most_negative).all()):
-        return AttentionRows(highest, total.reciprocal(), entropy, several.expand_as(highest))
-    blind = highest <= most_negative
+def _opened(rows: AttentionRows) -> AttentionRows:
+    """The rows, where some queries see no key: libraries mask by minus infinity or by the most negative number."""
+    blind = rows.highest <= torch.finfo(rows.highest.dtype).min / 2
     return AttentionRows(
-        highest.masked_fill(blind, float("-inf")),
-        total.reciprocal(),
-        entropy.masked_fill_(blind, float("nan")),
-        several & ~blind & highest.isfinite(),
+        rows.highest.masked_fill(blind, float("-inf")),
+        rows.largest,
+        rows.entropy.masked_fill(blind, float("nan")),
+        rows.several & ~blind & rows.highest.isfinite(),
     )
 
 

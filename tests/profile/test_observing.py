@@ -10,6 +10,7 @@ from torch.nn import functional
 from hnf_offline.profile.batch import ReplayBatch
 from hnf_offline.profile.forward import depth_around, forward_rows
 from hnf_offline.profile.subject import Subject
+from hnf_offline.quantities.similarity import linear_cka, principal_information
 from hnf_offline.run.model.gpt import GPT, GPTConfig
 from hnf_offline.run.model.layers import layers_of
 from hnf_offline.table import Row
@@ -100,6 +101,25 @@ def test_blocks_are_compared_with_the_one_before() -> None:
     middle = by_quantity(rows, "transformer.h.1")
     assert middle["residual.growth"].value != pytest.approx(1)
     assert "activation.dead_share" not in middle and "activation.variance" in middle
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 6])
+def test_what_blocks_share_is_that_of_their_outputs_on_the_first_four_rows(pieces: int) -> None:
+    module = GPT(GPTConfig(11, 12, 4, 2, 8, mlp_width=12)).initialise(torch.Generator().manual_seed(1)).eval()
+    outputs: list[Tensor] = []
+    for block in module.transformer.h:
+        block.register_forward_hook(lambda part, arguments, output: outputs.append(output.detach().double()))
+    rows = rows_of(module, 11, pieces)
+    # block -> what it gives out for all rows
+    of_blocks = [torch.cat(outputs[depth::4]) for depth in range(4)]
+    for depth in range(1, 4):
+        found = by_quantity(rows, f"transformer.h.{depth}")
+        before, after = of_blocks[depth - 1 : depth + 1]
+        growth = (after.square().mean(dim=(1, 2)) / before.square().mean(dim=(1, 2))).sqrt().mean()
+        assert found["residual.growth"].value == pytest.approx(growth.item(), rel=1e-5)
+        for name, measure in (("cka", linear_cka), ("information", principal_information)):
+            expected = measure(before[:4], after[:4]).item()
+            assert found[f"similarity.{name}"].value == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_an_activation_lies_as_deep_as_the_layers_beside_it() -> None:

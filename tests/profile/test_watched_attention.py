@@ -27,6 +27,10 @@ def masks(dtype: torch.dtype) -> dict[str, Tensor | None]:
         "none": None,
         "seen": seen,
         "of all": seen[0, 0],
+        "of each head": torch.rand(4, QUERIES, KEYS, generator=generator) > 0.3,
+        "added to each head of each sequence": torch.randn(
+            3, 4, QUERIES, KEYS, generator=generator, dtype=dtype
+        ),
         "a query that sees nothing": blind,
         "added": torch.randn(QUERIES, KEYS, generator=generator, dtype=dtype),
         "most negative": lowest,
