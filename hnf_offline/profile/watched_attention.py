@@ -206,7 +206,7 @@ def _attended(
     several = mask.several.expand(batch, heads, queries)
     # log A_ij = (z_ij - m) - log sum_j exp(z_ij - m), m the highest of the row.
     entropy = total.log() - product.div_(total)
-    rows = AttentionRows(*(one.squeeze(-1) for one in (highest, total.reciprocal(), entropy)), several)
+    rows = AttentionRows(highest.squeeze(-1), total.reciprocal().squeeze(-1), entropy.squeeze(-1), several)
     if _all_see(highest):
         return output, rows
     # As torch has it: a query whose keys are all masked by minus infinity gets nothing.

@@ -28,9 +28,7 @@ def masks(dtype: torch.dtype) -> dict[str, Tensor | None]:
         "seen": seen,
         "of all": seen[0, 0],
         "of each head": torch.rand(4, QUERIES, KEYS, generator=generator) > 0.3,
-        "added to each head of each sequence": torch.randn(
-            3, 4, QUERIES, KEYS, generator=generator, dtype=dtype
-        ),
+        "of each head of each sequence": torch.rand(3, 4, QUERIES, KEYS, generator=generator) > 0.3,
         "a query that sees nothing": blind,
         "added": torch.randn(QUERIES, KEYS, generator=generator, dtype=dtype),
         "most negative": lowest,
