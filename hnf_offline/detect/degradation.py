@@ -7,6 +7,7 @@ checkpoint agrees, or when there is none.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,9 @@ SHARE, ROSE = 0.5, 0.25
 ATTENTION_SHARE = 0.9
 #: An effective rank is collapsed at this part of its first value.
 RANK_PART = 0.25
+#: Tokens that differ by less than this share of the stream are one; GPT-2's last block is well with 0.1 (Ethayarajh
+#: 2019, arXiv:1909.00512: a mean cosine of 0.99), and the levels at the first checkpoint go from 0.09 to 1.
+TOKEN_SPREAD = 0.05
 #: Nats that the mean log Z may move, a factor of 1e13 of the softmax's denominator, which the loss cannot see; and it
 #: counts only beyond three times its first size: the steady sample run goes from 183 to 414 and is well.
 LOG_Z_DRIFT, LOG_Z_TIMES = 30.0, 3.0
@@ -164,6 +168,21 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
+# The first block alone is told: those after it get its tokens.
+TOKEN_COLLAPSE = Rule(
+    "residual.token_spread",
+    kind(
+        "token-collapse",
+        rule=f"What differs between the tokens of a sequence is below {TOKEN_SPREAD:g} of a block's output, by its "
+        f"norm, and below {RANK_PART:g} of what it was at the first checkpoint{_LASTS}",
+        needs=("residual.token_spread",),
+        action="Go back to where the tokens differ, and scale down what blocks add to the stream (by 1 / sqrt(depth)), "
+        "so that skip connections carry it.",
+    ),
+    lambda values: (values < TOKEN_SPREAD) & (values < RANK_PART * values[0]),
+    "its tokens have become one: what differs between them fell from {first:.2g} of its output to {now:.2g}.",
+)
+
 _RANGE = "Any output of a layer, replayed in {0}, {1}."
 FLOAT16_OVERFLOW = kind(
     "float16-overflow",
@@ -208,6 +227,7 @@ def degradations(profile: pl.DataFrame, log: pl.DataFrame) -> tuple[Pathology, .
             for one in series.get(rule.quantity, ())
             for found in _by_rule(rule, one, profile, replayed)
         ),
+        *_first_collapse(series, profile),
         *_first_overflow(series, broken, trains_float16="loss_scale" in log.columns),
         *_first_nonfinite(series, broken),
     )
@@ -250,6 +270,21 @@ def lasting(bad: Flags) -> Flags:
         One flag a row.
     """
     return np.asarray(bad & np.append(bad[1:], True))
+
+
+def _first_collapse(series: dict[str, list[Measured]], profile: pl.DataFrame) -> Iterator[Pathology]:
+    """Where the tokens of a sequence become one: the first block, in forward order, at the first such checkpoint.
+
+    Yields:
+        Kind "token-collapse".
+    """
+    found = [
+        (pathology.step, one.depth, pathology)
+        for one in series.get(TOKEN_COLLAPSE.quantity, ())
+        for pathology in _by_rule(TOKEN_COLLAPSE, one, profile, frozenset())
+    ]
+    if found:
+        yield min(found, key=operator.itemgetter(0, 1))[2]
 
 
 def _first_overflow(

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hnf_offline.linalg.vectors import length
 from hnf_offline.quantities.observed import Observed
 from hnf_offline.quantities.registry import quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: A square of this share of the stream's is known to five digits without subtracting the mean over tokens first.
+_CLEAR_SHARE = 0.01
 
 
 @quantity(
@@ -56,3 +60,35 @@ def residual_growth(residual_before: Tensor | Observed, residual_stream: Tensor 
     """
     after, before = (Observed.of(stream).mean_squares for stream in (residual_stream, residual_before))
     return (after / before).sqrt().mean()
+
+
+@quantity(
+    "residual.token_spread",
+    unit="1",
+    formula="mean over sequences of ||X - 1 m'||_F / ||X||_F, X the block's output with a row for each token, m the "
+    "mean of its rows",
+    reference="Dong, Cordonnier & Loukas 2021, Attention is not all you need (arXiv 2103.03404): the "
+    "residual res(X), there in the norm sqrt(||.||_1 ||.||_inf)",
+    tier="forward",
+    layers="every block",
+    reading="Near 1: tokens have little in common; 0: all tokens of a sequence are the same, the collapse to rank one "
+    "that attention alone brings about and skip connections prevent. Compare with its own past.",
+    cannot="A direction that all tokens share lowers it while what differs is untouched; a few tokens with massive "
+    "activations hold it up while all others agree.",
+)
+def token_spread(residual_stream: Tensor | Observed) -> Tensor:
+    """How much of the residual stream differs between the tokens of a sequence, of its Frobenius norm.
+
+    Returns:
+        A scalar, in [0, 1]; NaN where a sequence's stream is 0.
+    """
+    seen = Observed.of(residual_stream)
+    tokens = seen.values.reshape(len(seen.each), -1, seen.values.shape[-1])
+    common = tokens.mean(dim=1)
+    if tokens.device.type == "cpu" and tokens.dtype.itemsize >= 4:
+        # Of the mean alone, where what differs is not lost beside it.
+        squares = 1 - length(common).square() / (common.shape[-1] * seen.mean_squares)
+        if bool((squares > _CLEAR_SHARE).all()):
+            return squares.sqrt().mean()
+    apart = Observed(tokens - common.unsqueeze(1))
+    return (apart.mean_squares / seen.mean_squares).sqrt().mean()

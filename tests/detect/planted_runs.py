@@ -63,6 +63,42 @@ class Network(nn.Module):
         return self.head(stream)  # type: ignore[no-any-return]
 
 
+class Mixing(nn.Module):
+    """Attention of every token to all, beside a skip connection that can be taken away."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.skip = nn.Parameter(torch.ones(width))
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """Give the stream."""
+        heads = (part(stream).unsqueeze(1) for part in (self.query, self.key, self.value))
+        return self.skip * stream + functional.scaled_dot_product_attention(*heads).squeeze(1)
+
+
+class Mixer(nn.Module):
+    """Attention alone, as Dong, Cordonnier & Loukas 2021 (arXiv 2103.03404) have it; sees what it predicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.ModuleList(Mixing(WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Give logits."""
+        stream = self.embed(input_ids)
+        for block in self.blocks:
+            stream = block(stream)
+        return self.head(stream)  # type: ignore[no-any-return]
+
+
+def attention_network() -> nn.Module:
+    """Three blocks of attention alone."""
+    return Mixer()
+
+
 def tanh_network() -> nn.Module:
     """Two blocks of tanh."""
     return Network(2, nn.Tanh)

@@ -53,6 +53,19 @@ def test_a_rank_collapses_against_its_own_first_value() -> None:
     assert found(series("weight.effective_rank", [2, 2, 2, 2])) == []
 
 
+def test_tokens_collapse_at_the_first_block_where_they_do() -> None:
+    name, kind = "residual.token_spread", "block"
+    fine = series(name, [0.5, 0.4, 0.4, 0.4], "h.0", 0, kind)
+    first = series(name, [0.6, 0.3, 0.04, 0.04], "h.1", 1, kind)
+    later = series(name, [0.7, 0.1, 0.01, 0.01], "h.2", 2, kind)
+    assert found(later, fine, first) == [("token-collapse", "h.1", 30)]
+    sooner = series(name, [0.7, 0.01, 0.01, 0.01], "h.2", 2, kind)
+    assert found(first, sooner) == [("token-collapse", "h.2", 20)]
+    # Low, but not a quarter of what it was (a real run goes from 0.087 to 0.033 and back); or a quarter, but not low.
+    assert found(series(name, [0.087, 0.033, 0.033, 0.033])) == []
+    assert found(series(name, [0.9, 0.2, 0.1, 0.1])) == []
+
+
 def test_logits_drift_in_either_direction() -> None:
     for sign in (1, -1):
         drifting = series("logits.log_z", [3, sign * 10, sign * 40, sign * 60], layer="")

@@ -27,6 +27,7 @@ SICK: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "attention-entropy-collapse": ("attention.entropy", "softmax", (2, 2, 1.8, 1.5, 0.02, 0.02, 0.01, 0.01)),
     "attention-logit-growth": ("attention.logit_max", "softmax", (9, 20, 50, 200, 2e3, 3e3, 3e3, 3e3)),
     "rank-collapse": ("weight.effective_rank", "mlp", (40, 39, 38, 30, 5, 4, 4, 4)),
+    "token-collapse": ("residual.token_spread", "block", (0.6, 0.7, 0.5, 0.3, 0.03, 0.02, 0.01, 0.01)),
     "logit-drift": ("logits.log_z", "", (3, 4, 5, 9, 60, 70, 70, 80)),
     "epsilon-bound-updates": ("adam.epsilon_share", "mlp", (0.1, 0.1, 0.2, 0.3, 0.8, 0.8, 0.9, 0.9)),
     "lost-updates": ("precision.lost_updates", "mlp", (0.1, 0.1, 0.2, 0.3, 0.8, 0.8, 0.9, 0.9)),

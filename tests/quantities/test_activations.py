@@ -25,7 +25,7 @@ from hnf_offline.quantities.activations import (
     zero_share,
 )
 from hnf_offline.quantities.observed import Observed
-from hnf_offline.quantities.residual import residual_growth
+from hnf_offline.quantities.residual import residual_growth, token_spread
 from hnf_offline.quantities.similarity import (
     linear_cka,
     nearest_neighbour_information,
@@ -91,6 +91,26 @@ def test_units_that_are_on_off_or_saturated() -> None:
 def test_a_block_that_doubles_its_input_has_growth_two() -> None:
     before = drawn(3, 5, 4)
     assert residual_growth(before, 2 * before).item() == pytest.approx(2)
+
+
+def test_tokens_that_are_the_same_have_no_spread() -> None:
+    differing, same = [[3.0, 4.0], [3.0, -4.0]], [[1.0, 2.0], [1.0, 2.0]]
+    assert token_spread(torch.tensor([differing])).item() == pytest.approx(4 / 5)
+    assert token_spread(torch.tensor([differing, same])).item() == pytest.approx(4 / 5 / 2)
+    assert token_spread(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])).item() == 1
+    assert math.isnan(token_spread(torch.zeros(1, 3, 2)).item())
+    assert math.isnan(token_spread(torch.tensor([[[math.nan, 1.0], [0.0, 1.0]]])).item())
+
+
+@pytest.mark.parametrize("apart", [1.0, 0.1, 1e-3, 1e-5])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_the_spread_of_tokens_is_exact_however_small_it_is(apart: float, scale: float) -> None:
+    stream = (scale * (drawn(3, 1, 40) + apart * drawn(3, 50, 40, seed=1))).float()
+    wide = stream.double()
+    exact = (
+        torch.linalg.matrix_norm(wide - wide.mean(dim=1, keepdim=True)) / torch.linalg.matrix_norm(wide)
+    ).mean()
+    assert token_spread(stream).item() == pytest.approx(exact.item(), rel=1e-3)
 
 
 # similarity
