@@ -58,12 +58,18 @@ class Observed:
         return self.values.amax()
 
     @cached_property
-    def means(self) -> Tensor:
-        """Mean of every sequence, [sequences], in float32 where the values have less."""
+    def common(self) -> Tensor:
+        """Mean over the tokens of every sequence, [sequences, units], in float32 where the values have less."""
         import torch
 
         wide = torch.float32 if self.values.dtype.itemsize < 4 else self.values.dtype
-        return self.each.mean(dim=1, dtype=wide)
+        tokens = self.values.reshape(len(self.each), -1, self.values.shape[-1])
+        return tokens.mean(dim=1, dtype=wide)
+
+    @cached_property
+    def means(self) -> Tensor:
+        """Mean of every sequence, [sequences]."""
+        return self.common.mean(dim=1)
 
     @cached_property
     def mean_squares(self) -> Tensor:

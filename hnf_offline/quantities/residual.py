@@ -83,12 +83,11 @@ def token_spread(residual_stream: Tensor | Observed) -> Tensor:
         A scalar, in [0, 1]; NaN where a sequence's stream is 0.
     """
     seen = Observed.of(residual_stream)
-    tokens = seen.values.reshape(len(seen.each), -1, seen.values.shape[-1])
-    common = tokens.mean(dim=1)
-    if tokens.device.type == "cpu" and tokens.dtype.itemsize >= 4:
+    common = seen.common
+    if common.device.type == "cpu" and seen.values.dtype.itemsize >= 4:
         # Of the mean alone, where what differs is not lost beside it.
         squares = 1 - length(common).square() / (common.shape[-1] * seen.mean_squares)
         if bool((squares > _CLEAR_SHARE).all()):
             return squares.sqrt().mean()
-    apart = Observed(tokens - common.unsqueeze(1))
+    apart = Observed(seen.values.reshape(len(common), -1, common.shape[-1]) - common.unsqueeze(1))
     return (apart.mean_squares / seen.mean_squares).sqrt().mean()
