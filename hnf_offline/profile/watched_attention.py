@@ -175,34 +175,41 @@ def _attended(
     )
     output = query.new_empty(batch, heads, queries, value.shape[-1])
     # Highest score of a row; with b what a score is below it, sum of exp(b) and of b exp(b).
-    highest, total, product = query.new_empty(3, batch, heads, queries, 1)
+    sums = query.new_empty(3, batch, heads, queries, 1)
     scale = size**-0.5 if scale is None else scale
     # Below the smallest normal number an exponential takes many times as long, and adds nothing to its row.
     floor = math.log(torch.finfo(query.dtype).tiny) + 0.5
     scores = shared * max((_length(one.queries) * one.keys for one in mask.reaches), default=0)
     buffers = query.new_empty(2, _most(batch, groups, scores, query.device) * scores)
-    for sequences, part in _stretches(batch, groups, scores, query.device):
-        first, count = sequences.start * groups + part.start, _length(sequences) * _length(part)
-        place, of_heads = slice(first, first + count), slice(part.start * shared, part.stop * shared)
-        for reach in mask.reaches:
-            here = sequences, of_heads, reach.queries
-            queried = query[here]
-            by_head = *queried.shape[:3], reach.keys
-            shape = count, shared * queried.shape[2], reach.keys
-            below, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-            scored, weighed = below.view(by_head), weights.view(by_head)
-            top, norm = highest[here], total[here]
-            queried, seen = queried.reshape(*shape[:2], size), keyed[place, : reach.keys]
-            torch.baddbmm(below, queried, seen.mT, beta=0, alpha=scale, out=below)
+    stretches = list(_stretches(batch, groups, scores, query.device))
+    for reach in mask.reaches:
+        keys_seen, values_seen = keyed[:, : reach.keys].mT, valued[:, : reach.keys]
+        # The last stretch may hold fewer than the others.
+        laid: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        for sequences, part in stretches:
+            number = _length(sequences), _length(part)
+            if number not in laid:
+                by_head = number[0], number[1] * shared, _length(reach.queries), reach.keys
+                both = [buffer[: math.prod(by_head)].view(by_head) for buffer in buffers]
+                laid[number] = *both, *(one.view(math.prod(number), -1, reach.keys) for one in both)
+            # Twice the same memory: by head, and by group of heads.
+            scored, weighed, below, weights = laid[number]
+            first = sequences.start * groups + part.start
+            place = slice(first, first + len(below))
+            here = sequences, slice(part.start * shared, part.stop * shared), reach.queries
+            top, norm, along = sums[:, *here].unbind()
+            queried = query[here].reshape(*below.shape[:2], size)
+            torch.baddbmm(below, queried, keys_seen[place], beta=0, alpha=scale, out=below)
             if reach.added is not None:
-                scored[..., reach.open_keys :].add_(_of(reach.added, sequences, of_heads))
+                scored[..., reach.open_keys :].add_(_of(reach.added, sequences, here[1]))
             torch.amax(scored, dim=-1, keepdim=True, out=top)
             scored.sub_(top).clamp_(min=floor)
             torch.exp(below, out=weights)
             torch.sum(weighed, dim=-1, keepdim=True, out=norm)
-            taken = torch.bmm(weights, valued[place, : reach.keys])
-            torch.div(taken.view(*by_head[:3], -1), norm, out=output[here])
-            torch.sum(scored.mul_(weighed), dim=-1, keepdim=True, out=product[here])
+            taken = torch.bmm(weights, values_seen[place])
+            torch.div(taken.view(*scored.shape[:3], -1), norm, out=output[here])
+            torch.sum(scored.mul_(weighed), dim=-1, keepdim=True, out=along)
+    highest, total, product = sums
     several = mask.several.expand(batch, heads, queries)
     # log A_ij = (z_ij - m) - log sum_j exp(z_ij - m), m the highest of the row.
     entropy = total.log() - product.div_(total)
