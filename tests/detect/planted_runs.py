@@ -134,6 +134,17 @@ def nothing(step: int, network: nn.Module) -> None:
     """Leave a network as it is."""
 
 
+def weak_skips(size: float) -> Harm:
+    """Skip connections of the network of attention alone, from step 24 on."""
+
+    def harm(step: int, network: nn.Module) -> None:
+        if step >= 24:
+            for block in network.get_submodule("blocks").children():
+                block.get_parameter("skip").fill_(size)
+
+    return harm
+
+
 def rows_of(seed: int, rows: int, *, tokens: int = VOCABULARY) -> Tensor:
     """Sequences in which the next token mostly is the one before plus three.
 

@@ -188,6 +188,7 @@ def halving(every: int, least: float = 0.0) -> Any:
 
 HEAD = "transformer.h.1.attn.softmax"
 CALM = run("decoder", harm=sharpen(1.06))
+SKIPS = [run("attention_network", rate=1e-3, harm=runs.weak_skips(size)) for size in (0.0, 0.3)]
 DEEP = {"steps": 24, "rate": 1e-4}
 SCALED = {"extra": {"loss_scale": 1024.0}}
 PAIRS: dict[str, Pair] = {
@@ -253,11 +254,7 @@ PAIRS: dict[str, Pair] = {
         run("normed_network", "weights", steps=240, every=40, optimizer=adam(weight_decay=1.0)),
         "blocks.0.linear", 40, 200, "effective rank",
     ),
-    "token-collapse": Pair(
-        run("attention_network", harm=filled({f"blocks.{at}.skip": 0.0 for at in range(3)}, 24), rate=1e-3),
-        run("attention_network", harm=filled({f"blocks.{at}.skip": 0.3 for at in range(3)}, 24), rate=1e-3),
-        "blocks.1", 24, 24, "become one",
-    ),
+    "token-collapse": Pair(*SKIPS, "blocks.1", 24, 24, "become one"),
     "float16-overflow": Pair(
         run("relu_network", harm=times("blocks.1.linear.weight", 1e6, 24), rate=1e-3, **SCALED),
         run("relu_network", harm=times("blocks.1.linear.weight", 1e3, 24), rate=1e-3, **SCALED),
