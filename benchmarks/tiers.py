@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import inspect
 import pstats
 import statistics
 import tempfile
@@ -27,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hnf_offline
+from hnf_offline.profile.batch import MicroBatch
 from hnf_offline.profile.checkpoint import training_loss_rows
 from hnf_offline.profile.comparisons import Occasion, occasion
 from hnf_offline.profile.derivatives import derivative_rows
@@ -162,15 +164,12 @@ def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, occasions: Sequ
     (rows,) = session.batch.cut(len(session.batch.tokens), session.device)
     parameters = [value for value in session.module.parameters() if value.requires_grad]
 
-    def loss() -> Tensor:
-        return evaluate(session.module, rows.tokens, rows.labels).loss
-
     def forward() -> None:
         with torch.no_grad():
-            loss()
+            plain_loss(session.module, rows)
 
     def gradient() -> None:
-        torch.autograd.grad(loss(), parameters, allow_unused=True)
+        torch.autograd.grad(plain_loss(session.module, rows), parameters, allow_unused=True)
 
     def with_log() -> list[Row]:
         return measure(subject, settings) + training_loss_rows(run, session, checkpoint.step)
@@ -193,6 +192,18 @@ def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, occasions: Sequ
             lambda: occasion_rows(occasions, session.device),
         ),
     ]
+
+
+def plain_loss(module: nn.Module, rows: MicroBatch) -> Tensor:
+    """Run a module as a training script does; one that takes no labels as a profile does, whose loss that is.
+
+    Returns:
+        The loss.
+    """
+    if "labels" not in inspect.signature(module.forward).parameters:
+        return evaluate(module, rows.tokens, rows.labels).loss
+    output = module(rows.tokens, labels=rows.tokens if rows.labels is None else rows.labels)
+    return output.loss if hasattr(output, "loss") else output["loss"]
 
 
 def gradient_tier(subject: Subject) -> list[Row]:
