@@ -35,6 +35,8 @@ _GATES = (torch.ops.aten.relu.default, torch.ops.aten.gelu.default, torch.ops.at
 #: The calls that end in these, where they are not written in Python.
 _SOFTMAX_CALLS = frozenset({torch.softmax, torch.special.softmax, torch.Tensor.softmax})
 _GATE_CALLS = frozenset({torch.relu, torch.Tensor.relu, functional.gelu})
+#: What activation functions that are modules call; their hooks tell of them.
+_ACTIVATIONS = _GATE_CALLS | {functional.relu, functional.silu, functional.mish}
 #: Calls written in Python that hold no softmax over keys.
 _SIMPLE_CALLS = frozenset({
     functional.embedding,
@@ -88,7 +90,7 @@ class _CallWatcher(TorchFunctionMode):
             if found is not None:
                 self.sight.rows(found[1])
                 return found[0]
-        elif (
+        elif (func in _ACTIVATIONS and self.sight.in_function()) or (
             func not in _SOFTMAX_CALLS
             and func not in _GATE_CALLS
             and (func in _SIMPLE_CALLS or not isinstance(func, FunctionType))
@@ -119,8 +121,12 @@ class _Sight:
 
     def gate(self, preactivation: Tensor, output: Tensor) -> None:
         """See an activation function; one that is a module is reported by its hook."""
-        if self._running[-1] not in self._functions:
+        if not self.in_function():
             self._report(self._inside("activation"), "mlp", _gate(preactivation, output))
+
+    def in_function(self) -> bool:
+        """Whether an activation function that is a module is running."""
+        return self._running[-1] in self._functions
 
     def _inside(self, name: str) -> str:
         return f"{self._running[-1]}.{name}".lstrip(".")

@@ -74,8 +74,7 @@ class Observed:
     @cached_property
     def mean_squares(self) -> Tensor:
         """Mean square of every sequence, [sequences]; float64 where the device has it."""
-        # By units first: one long sum of squares would lose digits.
-        return length(self.values).square().reshape(len(self.each), -1).sum(dim=1) / self.each.shape[1]
+        return length(self.each).square() / self.each.shape[1]
 
     def at_least(self, limit: float) -> Tensor:
         """Share of magnitudes of at least a limit.
@@ -127,7 +126,7 @@ def share_of_magnitudes(values: Tensor, compare: Callable[[Any, float], Any], li
     # Both ends are compared: writing the magnitudes down would take most of the time.
     numbers = values.detach().numpy()
     if compare is operator.le:
-        count = np.count_nonzero((numbers <= limit) & (numbers >= -limit))
+        count = np.count_nonzero(numbers <= limit) - np.count_nonzero(numbers < -limit)
     elif limit > 0:
         count = np.count_nonzero(numbers >= limit) + np.count_nonzero(numbers <= -limit)
     else:

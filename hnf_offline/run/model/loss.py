@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from torch.nn import functional
 from hnf_offline.errors import InputError
 
 IGNORED = -100
-#: Two sums of the same cross-entropies in float32 differ by less than this part.
-_SAME = 1e-6
+#: Module -> whether its own loss takes each label in its own place.
+_IN_PLACE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+#: One reading of the labels is a module's where it misses the module's loss by less than this part of the other's miss.
+_CLEAR = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,11 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
         positions, targets = _counted(logits.flatten(0, 1), wanted.flatten())
         own = functional.cross_entropy(positions, targets) if loss is None else loss
         return Outcome(own, positions, targets)
+    own = loss is not None and not loss.requires_grad and wanted.ndim == 2 and logits.ndim == 3
+    if loss is not None and own and _in_place(module, loss, logits, wanted):
+        return Outcome(loss, *_counted(logits.flatten(0, 1), wanted.flatten()))
     positions, targets = predicted(logits, wanted)
-    if loss is None:
-        loss = functional.cross_entropy(positions, targets)
-    elif not loss.requires_grad and wanted.ndim == 2 and logits.ndim == 3:
-        positions, targets = _as_the_module_does(loss, logits, wanted, positions, targets)
-    return Outcome(loss, positions, targets)
+    return Outcome(functional.cross_entropy(positions, targets) if loss is None else loss, positions, targets)
 
 
 def _name_of(module: nn.Module, rows: Tensor) -> str:
@@ -120,16 +122,19 @@ def _precision(module: nn.Module) -> torch.dtype:
     return next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
 
 
-def _as_the_module_does(
-    loss: Tensor, logits: Tensor, labels: Tensor, positions: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    # A masked model predicts each label in its own place. Whichever reading gives the module's own loss is its.
-    shifted = (functional.cross_entropy(positions, targets).double() - loss.double()).abs()
-    if loss.device.type == "cpu" and bool(shifted <= _SAME * loss.abs()):
-        return positions, targets  # and the other one need not be tried
-    in_place, own_targets = _counted(logits.flatten(0, 1), labels.flatten())
-    unshifted = (functional.cross_entropy(in_place, own_targets).double() - loss.double()).abs()
-    return (in_place, own_targets) if bool(unshifted < shifted) else (positions, targets)
+def _in_place(module: nn.Module, loss: Tensor, logits: Tensor, labels: Tensor) -> bool:
+    """Whether a module's own loss takes each label in its own place, as a masked model, or shifted, as a decoder."""
+    known = _IN_PLACE.get(module)
+    if known is None:
+        shifted, unshifted = (
+            float((functional.cross_entropy(*reading).double() - loss.double()).abs())
+            for reading in (predicted(logits, labels), _counted(logits.flatten(0, 1), labels.flatten()))
+        )
+        known = unshifted < shifted
+        # What a module does is asked once, as it would be a wait for the device each time; unless the answer is close.
+        if min(shifted, unshifted) < _CLEAR * max(shifted, unshifted):
+            _IN_PLACE[module] = known
+    return known
 
 
 def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
