@@ -17,8 +17,8 @@ from torch import Tensor
 
 from hnf_offline.quantities.attention import AttentionRows
 
-#: Scores that are held at once: half a megabyte of them on a CPU; elsewhere enough to keep a device busy.
-_SCORES_CPU, _SCORES = 1 << 17, 1 << 26
+#: Scores that are held at once: a megabyte of them on a CPU; elsewhere enough to keep a device busy.
+_SCORES_CPU, _SCORES = 1 << 18, 1 << 26
 #: Queries of a stretch with keys of its own: at least, in that many or fewer stretches; and stretches at most.
 _QUERIES, _FEW, _MORE, _STRETCHES = 32, 4, 64, 8
 
@@ -173,7 +173,8 @@ def _attended(
         )
         for one in (key, value)
     )
-    output = query.new_empty(batch, heads, queries, value.shape[-1])
+    # As modules go on with it, and as torch's kernels lay it out: token by token.
+    output = query.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
     # Highest score of a row; with b what a score is below it, sum of exp(b) and of b exp(b).
     sums = query.new_empty(3, batch, heads, queries, 1)
     scale = size**-0.5 if scale is None else scale

@@ -48,14 +48,21 @@ class Observed:
         return self.values.flatten(1) if self.values.ndim > 2 else self.values.reshape(1, -1)
 
     @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        import torch
+
+        lowest, highest = torch.aminmax(self.values)
+        return lowest, highest
+
+    @property
     def lowest(self) -> Tensor:
         """The lowest value, NaN where one is; a scalar."""
-        return self.values.amin()
+        return self._ends[0]
 
-    @cached_property
+    @property
     def highest(self) -> Tensor:
         """The highest value, NaN where one is; a scalar."""
-        return self.values.amax()
+        return self._ends[1]
 
     @cached_property
     def common(self) -> Tensor:

@@ -143,6 +143,15 @@ def test_entropy_lies_between_zero_and_log_of_the_keys(seed: int, masked: bool) 
 # output logits
 
 
+def test_a_target_of_no_probability_leaves_log_z_as_it_is() -> None:
+    logits = torch.tensor([[1.0, 2.0, -INFINITY], [0.5, -INFINITY, 3.0]])
+    for targets in ([2, 0], [1, 0], [2, 1]):
+        read = predictions(logits, torch.tensor(targets))
+        assert torch.allclose(read["log_partition"], logits.logsumexp(dim=-1))
+        correct = logits[[0, 1], targets]
+        assert torch.allclose(read["target_log_probability"], correct - logits.logsumexp(dim=-1))
+
+
 def test_log_z_is_the_mean_log_of_the_sum_of_exponentials() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [math.log(2), math.log(3), math.log(5), -INFINITY]])
     assert log_z(logits).item() == pytest.approx((math.log(4) + math.log(10)) / 2)
