@@ -65,6 +65,11 @@ class Observed:
         return self._ends[1]
 
     @cached_property
+    def _numbers(self) -> tuple[float, float]:
+        """Both ends as numbers, where that is no wait for a device."""
+        return self.lowest.item(), self.highest.item()
+
+    @cached_property
     def common(self) -> Tensor:
         """Mean over the tokens of every sequence, [sequences, units], in float32 where the values have less."""
         import torch
@@ -89,7 +94,7 @@ class Observed:
         Returns:
             A scalar.
         """
-        if self._seen and bool(self.highest < limit) and bool(self.lowest > -limit):
+        if self._seen and -limit < self._numbers[0] and self._numbers[1] < limit:
             return self.lowest.new_zeros(())
         return self._share(operator.ge, limit)
 
@@ -126,8 +131,6 @@ def share_of_magnitudes(values: Tensor, compare: Callable[[Any, float], Any], li
     Returns:
         A scalar, where the values are.
     """
-    import torch
-
     if values.device.type != "cpu" or values.dtype.itemsize < 4:
         return share_where(values.abs(), compare, limit)
     # Both ends are compared: writing the magnitudes down would take most of the time.
@@ -138,7 +141,7 @@ def share_of_magnitudes(values: Tensor, compare: Callable[[Any, float], Any], li
         count = np.count_nonzero(numbers >= limit) + np.count_nonzero(numbers <= -limit)
     else:
         count = np.count_nonzero(numbers == numbers)  # noqa: PLR0124 - all but NaN
-    return torch.tensor(count / max(1, values.numel()), dtype=values.dtype)
+    return values.new_full((), count / max(1, values.numel()))
 
 
 def share_where(values: Tensor, compare: Callable[[Any, float], Any], limit: float) -> Tensor:
@@ -152,11 +155,9 @@ def share_where(values: Tensor, compare: Callable[[Any, float], Any], limit: flo
     Returns:
         A scalar, where the values are.
     """
-    import torch
-
     if values.device.type == "cpu" and values.dtype.itemsize >= 4:
         # NumPy compares and counts in a third of the time that torch takes on a CPU.
         count = np.count_nonzero(compare(values.detach().numpy(), limit))
-        return torch.tensor(count / max(1, values.numel()), dtype=values.dtype)
+        return values.new_full((), count / max(1, values.numel()))
     chosen: Tensor = compare(values, limit)
     return chosen.count_nonzero() / values.numel()
