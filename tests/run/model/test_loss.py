@@ -151,6 +151,29 @@ def test_a_masked_model_predicts_its_labels_in_their_own_place(
     )
 
 
+class InPlace(nn.Module):
+    """Predicts each label in its own place; something may be added to its loss."""
+
+    extra = 0.0
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        loss = functional.cross_entropy(LOGITS.flatten(0, 1), labels.flatten()) + self.extra
+        return {"loss": loss, "logits": LOGITS}
+
+
+def test_how_labels_are_read_is_not_settled_by_a_loss_that_fits_neither_reading() -> None:
+    module = InPlace()
+    in_place = functional.cross_entropy(LOGITS.flatten(0, 1), TOKENS.flatten())
+    counted = []
+    # More than half of the way to the other reading's loss; then its own, twice.
+    for module.extra in (0.6 * float(NEXT_TOKEN - in_place), 0.0, 0.0):
+        with torch.no_grad():
+            outcome = evaluate(module, TOKENS, None)
+        assert outcome.targets is not None
+        counted.append(outcome.targets.numel())
+    assert counted == [TOKENS[:, 1:].numel(), TOKENS.numel(), TOKENS.numel()]
+
+
 def test_tokens_outside_of_the_vocabulary_are_refused_before_the_gpu_asserts() -> None:
     check_tokens(torch.tensor([[0, 6]]), 7)
     check_tokens(torch.tensor([[0, 600]]), None)
