@@ -135,7 +135,10 @@ def families(work: Callable[[], object]) -> dict[str, float]:
         name = place(file)
         if name and name != WATCHING:
             # What a family calls is its own. Hooks call families: of them only their own time counts.
-            outside = sum(times[3] for caller, times in callers.items() if place(caller[0]) != name)
+            # A built-in function that calls back (a list that takes a generator) was called by the family itself.
+            outside = sum(
+                times[3] for caller, times in callers.items() if caller[0] != "~" and place(caller[0]) != name
+            )
             spent[name] += outside if callers else all_of_it
         elif name:
             spent[name] += own
@@ -195,14 +198,16 @@ def pairs_of(run: Run, session: Session, checkpoint: Checkpoint, occasions: Sequ
 
 
 def plain_loss(module: nn.Module, rows: MicroBatch) -> Tensor:
-    """Run a module as a training script does; one that takes no labels as a profile does, whose loss that is.
+    """Run a module as a training script does; one that takes no such labels as a profile does, whose loss that is.
 
     Returns:
         The loss.
     """
-    if "labels" not in inspect.signature(module.forward).parameters:
+    labels = rows.tokens if rows.labels is None else rows.labels
+    longer = labels.ndim > 1 and labels.shape != rows.tokens.shape  # the targets of every position
+    if longer or "labels" not in inspect.signature(module.forward).parameters:
         return evaluate(module, rows.tokens, rows.labels).loss
-    output = module(rows.tokens, labels=rows.tokens if rows.labels is None else rows.labels)
+    output = module(rows.tokens, labels=labels)
     return output.loss if hasattr(output, "loss") else output["loss"]
 
 

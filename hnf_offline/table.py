@@ -110,10 +110,6 @@ class Rows:
         self._step = step
         self._blocks: list[tuple[Block, int, str]] = []
 
-    def __len__(self) -> int:
-        """Count the rows."""
-        return len(self.columns()["value"])
-
     def __iter__(self) -> Iterator[Row]:
         """Give one row after another."""
         return (Row(*values) for values in zip(*self.columns().values(), strict=True))

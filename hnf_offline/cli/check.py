@@ -51,7 +51,7 @@ Tier = Annotated[
         "--tier", help="weights: read every tensor, run no model; forward: also replay a few checkpoints."
     ),
 ]
-Rows = Annotated[
+Replay = Annotated[
     Path | None,
     typer.Option(
         "--replay",
@@ -82,7 +82,7 @@ def check(
     no_mmap: NoMemoryMap = False,
     model: Model = None,
     device: Device = "auto",
-    replay: Rows = None,
+    replay: Replay = None,
     plan: Plan = False,
     quiet: Silent = False,
     as_json: Json = False,

@@ -25,8 +25,8 @@ SHARE, ROSE = 0.5, 0.25
 ATTENTION_SHARE = 0.9
 #: An effective rank is collapsed at this part of its first value.
 RANK_PART = 0.25
-#: Tokens that differ by less than this share of the stream are one; GPT-2's last block is well with 0.1 (Ethayarajh
-#: 2019, arXiv:1909.00512: a mean cosine of 0.99), and the levels at the first checkpoint go from 0.09 to 1.
+#: Tokens that differ by less than this share of the stream are one. Alone it says little: a GPT-2 is well whose last
+#: block gives nearly parallel outputs to random words (Ethayarajh 2019, arXiv 1909.00512, section 4.1).
 TOKEN_SPREAD = 0.05
 #: Nats that the mean log Z may move, a factor of 1e13 of the softmax's denominator, which the loss cannot see; and it
 #: counts only beyond three times its first size: the steady sample run goes from 183 to 414 and is well.

@@ -41,7 +41,7 @@ class Vectors:
     def __getitem__(self, places: Place | tuple[Place, ...]) -> Vectors:
         """Select some of the vectors, with their lengths."""
         some = Vectors(self.values[places])
-        some._lengths = self.lengths[places]
+        some._lengths = self.lengths[places]  # which looks at the stretches as well
         some._own = None if self._own is None else self._own[places]
         return some
 
@@ -63,7 +63,8 @@ class Vectors:
     @property
     def narrow(self) -> bool:
         """Whether a float32 holds the squares of all entries."""
-        return self.lengths is not None and self._own is not None
+        _ = self.lengths  # which looks at the stretches as well
+        return self._own is not None
 
 
 def length(vector: Tensor | Vectors) -> Tensor:

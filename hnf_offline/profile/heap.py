@@ -17,8 +17,8 @@ LARGEST_BLOCK = 32 << 20
 def keep_freed_memory() -> bool:
     """Let the heap keep what was freed, so that tensors of a few megabytes do not come from the system each time.
 
-    A profile makes thousands of them, and a page that is new costs a microsecond or two: as much as hundreds of
-    additions in it. Once a process; nothing happens where the C library is another one.
+    A profile makes thousands of them, and every new page is cleared by the system before anything is written to it.
+    Once a process; nothing happens where the C library is another one.
 
     Returns:
         Whether the heap does.

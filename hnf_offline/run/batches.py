@@ -16,14 +16,12 @@ from hnf_offline.run.numpy_archive import READ_FAULTS, arrays_of
 from hnf_offline.run.paths import leads_out, status_of
 from hnf_offline.run.records import Batches
 from hnf_offline.run.remote import whole
-from hnf_offline.run.stored_rows import flat_rows, stored_rows
+from hnf_offline.run.stored_rows import IMAGES, TOKENS, flat_rows, stored_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_TOKENS = ("input_ids", "tokens")
-_IMAGES = ("pixel_values",)
 _LABELS = ("labels", "targets", "target")
 _NAMES = ("batches", "replay", "batch", "tokens")
 _REMEDY = (
@@ -167,7 +165,7 @@ def describe(
         )
     else:
         names = _arrays(file)
-        found = _name(names, manifest.tokens, (*_TOKENS, *_IMAGES), file)
+        found = _name(names, manifest.tokens, (*TOKENS, *IMAGES), file)
         if found is None:
             raise InputError(
                 f"holds no token array among {', '.join(sorted(names)[:8])}", path=file, remedy=_REMEDY
@@ -175,9 +173,9 @@ def describe(
         tokens = found
         labels = _name(names, manifest.labels, _LABELS, file)
         shape = names[tokens].shape
-        if names[tokens].floating and (tokens in _IMAGES or manifest.tokens is not None):
+        if names[tokens].floating and (tokens in IMAGES or manifest.tokens is not None):
             shape, image = _rows_and_image(file, names, tokens, labels)
-        elif tokens in _IMAGES:
+        elif tokens in IMAGES:
             raise InputError(
                 f"its array {tokens!r} is of a type that is not replayed", path=file, remedy=_IMAGE_REMEDY
             )
@@ -238,7 +236,7 @@ def _rows_and_image(
             remedy=_IMAGE_REMEDY,
         )
     image = shape[len(own) :]
-    if images in _IMAGES and len(image) < len(("channels", "height", "width")):
+    if images in IMAGES and len(image) < len(("channels", "height", "width")):
         raise InputError(
             f"its {images} have shape {list(shape)}, which are no images", path=file, remedy=_IMAGE_REMEDY
         )

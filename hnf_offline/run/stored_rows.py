@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Rows = np.ndarray[Any, np.dtype[Any]]
 
+#: Names that arrays of rows to replay are looked for under: of tokens, and of images.
+TOKENS, IMAGES = ("input_ids", "tokens"), ("pixel_values",)
+
 
 def stored_rows(file: Path, name: str, rows: Sequence[int], height: int, remedy: str) -> Rows:
     """Read rows of an array.

@@ -235,7 +235,7 @@ def test_layers_and_checkpoints_measured_together_have_their_own_values(
     rows = occasion_rows(occasions, torch.device("cpu"))
     for own, one in zip(rows, occasions, strict=True):
         values = {(row.layer, row.quantity, row.batch): row.value for row in own}
-        assert len(values) == len(own) and {row.step for row in own} == {one.now.step}
+        assert len(values) == len(list(own)) and {row.step for row in own} == {one.now.step}
         (alone,) = occasion_rows([one], torch.device("cpu"))
         apart = {(row.layer, row.quantity, row.batch): row.value for row in alone}
         assert values == pytest.approx(apart, rel=1e-6, abs=1e-9)

@@ -104,11 +104,13 @@ def evaluate(module: nn.Module, tokens: Tensor, labels: Tensor | None) -> Outcom
         positions, targets = _counted(logits.flatten(0, 1), wanted.flatten())
         own = functional.cross_entropy(positions, targets) if loss is None else loss
         return Outcome(own, positions, targets)
-    told = loss is not None and not loss.requires_grad and wanted.ndim == 2 and logits.ndim == 3
-    if loss is not None and told and _in_place(module, loss, logits, wanted):
+    if loss is None:
+        positions, targets = predicted(logits, wanted)
+        return Outcome(functional.cross_entropy(positions, targets), positions, targets)
+    by_position = wanted.ndim == 2 and logits.ndim == 3
+    if by_position and not loss.requires_grad and _in_place(module, loss, logits, wanted):
         return Outcome(loss, *_counted(logits.flatten(0, 1), wanted.flatten()))
-    positions, targets = predicted(logits, wanted)
-    return Outcome(functional.cross_entropy(positions, targets) if loss is None else loss, positions, targets)
+    return Outcome(loss, *predicted(logits, wanted))
 
 
 def _name_of(module: nn.Module, rows: Tensor) -> str:

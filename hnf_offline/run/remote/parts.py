@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hnf_offline.errors import UserError
 from hnf_offline.run.remote.source import Entry, Source
+from hnf_offline.run.stored_rows import IMAGES, TOKENS
 
 _BLOCK = 64 * 2**10
 _MOST_BLOCKS = 4096
@@ -114,9 +115,7 @@ def holds_batches(file: Path) -> bool:
             header = json.loads(opened.read(min(length, _LONGEST_HEADER)))
         except (ValueError, RecursionError, MemoryError):
             return False
-    return isinstance(header, dict) and any(
-        name in header for name in ("input_ids", "tokens", "pixel_values")
-    )
+    return isinstance(header, dict) and any(name in header for name in (*TOKENS, *IMAGES))
 
 
 def _read_pickles(reader: _Reader) -> None:
